@@ -1,0 +1,14 @@
+"Everything a notebook needs: fastai's basics and every chapter of early_prune. No module imports this one."
+from fastai.basics import *
+from fastai.callback.all import *
+
+from early_prune.core import *
+from early_prune.data import *
+from early_prune.models import *
+from early_prune.criteria import *
+from early_prune.masks import *
+from early_prune.schedules import *
+from early_prune.distributions import *
+from early_prune.callbacks import *
+from early_prune.recipes import *
+from early_prune.compare import *

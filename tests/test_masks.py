@@ -1,0 +1,204 @@
+"Exactly k weights, for any scores; nested choices; floors; granularities."
+import copy
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+from torch import nn
+
+from early_prune.criteria import gradient, magnitude, random_scores, rms_magnitude
+from early_prune.masks import (
+    GRANULARITIES,
+    NM,
+    Masks,
+    _kth_largest,
+    _select_partition,
+    _select_sort,
+    by_filter,
+    by_kernel,
+    by_weight,
+    keep_top,
+    n_keep,
+    select,
+    two_four,
+)
+
+DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+sparsities = st.floats(0, 1, exclude_max=True, allow_nan=False)
+finite = st.floats(-100, 100, width=16)
+
+@settings(max_examples=300, deadline=None)
+@given(scores=arrays(np.float32, array_shapes(max_dims=4, max_side=7), elements=finite), sparsity=sparsities, dtype=st.sampled_from(DTYPES))
+def test_keeps_exactly_k_of_the_best(scores, sparsity, dtype):
+    scores = torch.from_numpy(scores).to(dtype)
+    mask,k = keep_top(scores, sparsity),max(1, round((1-sparsity)*scores.numel()))
+    assert mask.dtype==torch.bool and mask.shape==scores.shape and mask.sum()==k
+    best = sorted(range(scores.numel()), key=lambda i: (-scores.flatten()[i].item(), i))[:k]
+    assert mask.flatten().nonzero().flatten().tolist()==sorted(best)
+
+@settings(max_examples=200, deadline=None)
+@given(sizes=st.lists(st.integers(1, 60), min_size=1, max_size=5), levels=st.integers(1, 5), data=st.data())
+def test_both_selections_agree_with_ties(sizes, levels, data):
+    rng = np.random.default_rng(data.draw(st.integers(0, 10_000)))
+    scores = [torch.from_numpy(rng.integers(0, levels, n).astype(np.float32)) for n in sizes]
+    k = data.draw(st.integers(1, sum(sizes)))
+    (fast,n1,_),(plain,n2,_) = _select_partition(scores, k),_select_sort(scores, k)
+    assert n1==n2 and sum(n1)==k and all(torch.equal(a, b) for a,b in zip(fast, plain))
+
+@pytest.mark.parametrize('make', [lambda rng,n: rng.standard_normal(n), lambda rng,n: rng.integers(0, 3, n), lambda rng,n: np.zeros(n),
+    lambda rng,n: np.tile(np.arange(64.), n//64+1)[:n], lambda rng,n: np.sort(rng.standard_normal(n)),
+    lambda rng,n: np.where(rng.random(n)<.9, -np.inf, rng.random(n))], ids=['normal', 'few', 'equal', 'periodic', 'sorted', 'mostly -inf'])
+def test_bracket_finds_the_exact_value(make):
+    rng = np.random.default_rng(0)
+    parts = [make(rng, n).astype(np.float32) for n in (300_000, 1000, 77_777)]
+    whole = np.sort(np.concatenate(parts))
+    for k in (1, 2, 100, 5_000, 190_000, len(whole)-1, len(whole)): assert _kth_largest(parts, k)==whole[-k]
+
+@pytest.mark.parametrize('dtype', DTYPES)
+def test_equal_weights(dtype):
+    "All weights equal: the count is exact and the first ones win, in every dtype, for one layer and for many."
+    net = nn.Sequential(nn.Linear(30, 40, bias=False), nn.Linear(40, 50, bias=False)).to(dtype)
+    with torch.no_grad():
+        for p in net.parameters(): p.fill_(.25)
+    masks = Masks(net).update(magnitude, .9)
+    assert sum(m.sum().item() for m in masks.masks.values())==320==round(.1*3200)
+    for s in (.1, 1/3, .5, .999): assert keep_top(magnitude(net[0].weight), s).flatten().nonzero().max()==round((1-s)*1200)-1
+
+def net(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(),
+                         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 12))
+
+@settings(max_examples=60, deadline=None)
+@given(steps=st.lists(sparsities, min_size=1, max_size=6), layerwise=st.booleans(), seed=st.integers(0, 99))
+def test_masks_are_exact_and_nested_up_and_down(steps, layerwise, seed):
+    torch.manual_seed(seed)
+    model = net(seed)
+    masks,n = Masks(model, floor=0),sum(p.numel() for p in Masks(model).params.values())
+    for s in steps:
+        before = {nm:masks[nm].clone() for nm in masks.params}
+        masks.update(random_scores, dict.fromkeys(masks.params, s) if layerwise else s).apply()
+        kept = {nm:masks[nm].sum().item() for nm in masks.params}
+        assert kept==masks.n_kept
+        if layerwise: assert kept=={nm:round((1-s)*p.numel()) for nm,p in masks.params.items()}
+        else: assert sum(kept.values())==round((1-s)*n)
+        up = sum(kept.values())<=sum(m.sum().item() for m in before.values())
+        for nm in kept: assert ((masks[nm]<=before[nm]) if up else (before[nm]<=masks[nm])).all()
+        assert all(not p.detach()[~masks[nm]].any() for nm,p in masks.params.items())
+
+@pytest.mark.parametrize('floor', [1, 5, .02, .1])
+def test_floor_holds_and_the_total_is_met(floor):
+    model = net()
+    with torch.no_grad(): model[3].weight.mul_(1e-4)
+    masks = Masks(model, floor=floor).update(magnitude, .85)
+    assert sum(masks.n_kept.values())==round(.15*sum(masks.n_units.values()))
+    assert all(masks.n_kept[nm]>=n_keep(n, 1, floor) for nm,n in masks.n_units.items())
+    per_layer = Masks(model, floor=60).update(magnitude, dict.fromkeys(masks.params, .85))
+    assert min(per_layer.n_kept.values())>=60
+    assert sum(per_layer.n_kept.values())==sum(round(.15*n) for n in per_layer.n_units.values())
+
+@pytest.mark.parametrize('name', GRANULARITIES)
+def test_granularity_counts_units(name):
+    granularity = GRANULARITIES[name]
+    masks = Masks(net(), granularity).update(magnitude, .5)
+    for nm,p in masks.params.items():
+        units = granularity.unit_scores(masks[nm].float())
+        assert set(units.unique().tolist())<={0., 1.} and units.sum()==masks.n_kept[nm]
+    assert sum(masks.n_kept.values())==round(.5*sum(masks.n_units.values()))
+    assert masks.skipped==(['0.weight'] if name=='2:4' else [])
+
+@pytest.mark.parametrize('n,m', [(2,4), (1,4), (4,8), (1,2)])
+@pytest.mark.parametrize('shape', [(5,16), (6,16,3,3)])
+def test_nm_pattern(n, m, shape):
+    "Gradually or at once: the pattern is exact at its own sparsity and never too dense before."
+    layer = nn.Linear(16, 5, bias=False) if len(shape)==2 else nn.Conv2d(16, 6, 3, bias=False)
+    gradual,at_once = (Masks(layer, NM(n=n, m=m)) for _ in range(2))
+    for s in (.1, .25, (1-n/m)*.9, 1-n/m): gradual.update(magnitude, s)
+    at_once.update(magnitude, 1-n/m)
+    for masks in (gradual, at_once):
+        groups = masks['weight'].movedim(1, -1).unflatten(-1, (-1, m)).sum(-1)
+        assert (groups==n).all()
+    assert torch.equal(gradual['weight'], at_once['weight'])
+    expected = layer.weight.abs().movedim(1, -1).unflatten(-1, (-1, m)).topk(n, -1).indices
+    assert at_once['weight'].movedim(1, -1).unflatten(-1, (-1, m)).gather(-1, expected).all()
+
+def test_channels_last_keeps_its_layout():
+    model = net().to(memory_format=torch.channels_last)
+    masks = Masks(model).update(magnitude, .5).apply()
+    for nm,p in masks.params.items(): assert masks[nm].stride()==p.stride()
+    plain = Masks(net()).update(magnitude, .5)
+    assert all(torch.equal(masks[nm], plain[nm]) for nm in plain.params)
+
+def test_pruned_filters_are_silent():
+    "Weights, bias and norm of a pruned filter stay off while the network trains; its neighbours train on."
+    model,x,y = net(),torch.randn(32,3,8,8),torch.randint(0, 12, (32,))
+    opt = torch.optim.Adam(model.parameters(), 1e-2)
+    masks = Masks(model, by_filter, ignore=(model[7],)).follow(model, x).update(rms_magnitude, .5).apply(opt)
+    for _ in range(5):
+        opt.zero_grad(); nn.functional.cross_entropy(model(x), y).backward()
+        masks.mask_grads(); opt.step()
+    off = ~masks._units('0.weight')
+    for o in (model[0].weight, model[0].bias, model[1].weight, model[1].bias): assert not o.detach()[off].any()
+    assert not model[:3](x)[:,off].any() and model[:3](x)[:,~off].abs().amax((0,2,3)).min()>0
+
+def test_masks_are_no_part_of_the_state_dict():
+    model = net()
+    shapes = {nm:t.shape for nm,t in model.state_dict().items()}
+    masks = Masks(model).update(magnitude, .9).apply()
+    assert {nm:t.shape for nm,t in model.state_dict().items()}==shapes
+    net(1).load_state_dict(model.state_dict(), strict=True)
+    again = pickle.loads(pickle.dumps(masks))
+    assert all(torch.equal(again[nm], masks[nm]) for nm in masks.params)
+    copy.deepcopy(model)
+
+def test_memory_is_one_byte_a_weight():
+    model = net()
+    masks = Masks(model)
+    assert not masks.masks
+    masks.update(magnitude, .9)
+    held = {id(t.untyped_storage()):t.untyped_storage().nbytes() for t in [*masks.masks.values(), *(m for *_,m in masks.upheld)]}
+    assert sum(m.untyped_storage().nbytes() for m in masks.masks.values())==sum(p.numel() for p in masks.params.values())
+    assert {m.data_ptr() for *_,m in masks.upheld}=={m.data_ptr() for m in masks.masks.values()} and held
+
+def test_a_failed_update_changes_nothing():
+    model = net()
+    masks = Masks(model).update(magnitude, .5)
+    before = {nm:masks[nm].clone() for nm in masks.params}
+    with torch.no_grad(): model[7].weight[0,0] = torch.nan
+    with pytest.raises(ValueError, match='7.weight are not numbers'): masks.update(magnitude, dict.fromkeys(masks.params, .9))
+    with pytest.raises(ValueError, match='7.weight are not numbers'): masks.update(magnitude, .9)
+    assert all(torch.equal(before[nm], masks[nm]) for nm in before)
+
+def test_gradients_of_all_weights_can_bring_weights_back():
+    "When sparsity falls, a gradient criterion chooses among the pruned; the new weights are zero with fresh state."
+    model = nn.Linear(10, 10, bias=False)
+    opt = torch.optim.SGD(model.parameters(), .1, momentum=.9)
+    masks = Masks(model).update(magnitude, .8).apply(opt)
+    model.weight.grad = torch.arange(100.).view(10,10)
+    was = masks['weight'].clone()
+    masks.update(gradient, .7).apply(opt)
+    new = masks['weight'] & ~was
+    assert new.sum()==10 and model.weight.grad[new].min()>model.weight.grad[~masks['weight']].max()
+    assert not model.weight.detach()[new].any()
+
+@pytest.mark.parametrize('bad,error', [(1., 'fraction'), (-.1, 'fraction'), (90, 'write 0.9 for 90 %'), (float('nan'), 'fraction'), ('.9', 'number'), (True, 'number')])
+def test_bad_sparsity(bad, error):
+    with pytest.raises((ValueError, TypeError), match=error): Masks(net()).update(magnitude, bad)
+    with pytest.raises((ValueError, TypeError), match=error): keep_top(torch.rand(4), bad)
+
+def test_other_errors():
+    with pytest.raises(ValueError, match='has no prunable layer'): Masks(nn.Sequential(nn.ReLU(), nn.BatchNorm1d(3)))
+    with pytest.raises(ValueError, match='n:m units is at most 0.5, got 0.6'): Masks(net(), two_four).update(magnitude, .6)
+    with pytest.raises(ValueError, match=r"`k` is in \[0, 3\], got 4"): select({'a':torch.ones(3)}, 4)
+    with pytest.raises(ValueError, match='backward'): Masks(net()).update(gradient, .5)
+    model = net()
+    masks = Masks(model).update(magnitude, .5)
+    model[7].weight.data = model[7].weight.data[:3]
+    with pytest.raises(ValueError, match=r'7.weight has shape \(3, 16\), its mask \(12, 16\)'): masks.apply()
+
+def test_units_of_linear_layers():
+    assert by_kernel.count(torch.zeros(4,5))==20==by_weight.count(torch.zeros(4,5)) and by_filter.count(torch.zeros(4,5))==4

@@ -1,0 +1,103 @@
+"The rules of the code base."
+import ast
+import importlib
+import inspect
+import json
+import pkgutil
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import FunctionType
+
+import pytest
+from fastcore.docments import docments
+
+import early_prune
+
+ROOT = Path(__file__).parent.parent
+NBS,LIB = ROOT/'nbs',ROOT/'early_prune'
+MODS = [m.name for m in pkgutil.iter_modules(early_prune.__path__) if m.name[0]!='_' and m.name!='all']
+SHELL = {'cli'} # modules that no notebook needs
+FILES = [LIB/f'{m}.py' for m in MODS]
+
+def _code(nb): return '\n'.join(''.join(c['source']) for c in json.loads(nb.read_text())['cells'] if c['cell_type']=='code')
+
+def test_imports_point_down():
+    "A chapter may import only from chapters with a lower number."
+    code = {nb.name:_code(nb) for nb in sorted(NBS.glob('[0-9]*.ipynb'))}
+    home = {m[1]:nm for nm,s in code.items() if (m := re.search(r'^#\|\s*default_exp:?\s+(\S+)', s, re.M))}
+    assert set(home)==set(MODS)
+    for nm,s in code.items():
+        for mod in re.findall(r'^from early_prune\.(\w+) import', s, re.M):
+            assert home[mod]<nm, f'{nm} imports `{mod}` from the later chapter {home[mod]}'
+
+def _variadic(o): return [p.name for p in inspect.signature(o).parameters.values() if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+
+@pytest.mark.parametrize('name', MODS)
+def test_documented(name):
+    "Every public symbol says what it does and what each parameter means."
+    mod = importlib.import_module(f'early_prune.{name}')
+    for o in (getattr(mod, nm) for nm in mod.__all__):
+        if not isinstance(o, (type, FunctionType)) or o.__module__!=mod.__name__: continue
+        assert o.__doc__, f'{name}.{o.__name__} has no docstring'
+        missing = [k for k,v in docments(o).items() if v is None and k not in ('self', 'return', *_variadic(o))]
+        assert not missing, f'{name}.{o.__name__}: no comment for {missing}'
+
+@pytest.mark.parametrize('name', MODS)
+def test_methods_documented(name):
+    "Every public method of a public class has a docstring."
+    mod = importlib.import_module(f'early_prune.{name}')
+    for cls in (getattr(mod, nm) for nm in mod.__all__):
+        if not isinstance(cls, type) or cls.__module__!=mod.__name__: continue
+        for nm,f in vars(cls).items():
+            inherited = any(getattr(b, nm, None) for b in cls.__mro__[1:])
+            if nm[0]!='_' and callable(f) and not inherited: assert f.__doc__, f'{name}.{cls.__name__}.{nm} has no docstring'
+
+@pytest.mark.parametrize('path', FILES, ids=MODS)
+def test_module_is_clean(path):
+    "No star import, no print, no catch-all, no function over 25 lines, no line over 120 columns."
+    text = path.read_text()
+    assert not [ln for ln in text.splitlines() if len(ln)>120 and not ln.startswith('__all__')]
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ImportFrom): assert node.names[0].name!='*', node.module
+        if isinstance(node, ast.Call) and getattr(node.func, 'id', '')=='print': assert path.stem=='cli', 'only the command line prints'
+        if isinstance(node, ast.ExceptHandler):
+            broad = node.type is None or ast.unparse(node.type) in ('Exception', 'BaseException')
+            assert not broad or isinstance(node.body[-1], ast.Raise), 'a broad `except` may only raise a clearer error'
+        if isinstance(node, ast.FunctionDef): assert node.end_lineno-node.lineno<=30, f'{node.name} is long'
+    assert not re.search(r'TODO|FIXME|XXX', text)
+
+def test_nobody_imports_all():
+    assert not [p.name for p in FILES if re.search(r'early_prune\.all|from \.all', p.read_text())]
+
+def test_all_offers_everything():
+    "`from early_prune.all import *` gives every public symbol of every chapter."
+    import early_prune.all as everything
+    for name in set(MODS)-SHELL:
+        mod = importlib.import_module(f'early_prune.{name}')
+        for nm in mod.__all__: assert getattr(everything, nm) is getattr(mod, nm), f'{name}.{nm} is hidden in `all`'
+
+@pytest.mark.parametrize('name', ['early_prune', *(f'early_prune.{m}' for m in ('core', 'criteria', 'masks', 'schedules', 'distributions'))])
+def test_no_fastai_needed(name):
+    "The core can be used in a plain PyTorch loop: importing it does not import fastai."
+    code = f'import sys, {name}; sys.exit(any(m.split(".")[0]=="fastai" for m in sys.modules))'
+    assert subprocess.run([sys.executable, '-W', 'error', '-c', code], cwd=ROOT).returncode==0
+
+def test_schedules_need_the_standard_library_only():
+    code = 'import sys, early_prune.schedules; sys.exit(any(m in sys.modules for m in ("torch", "numpy", "fastcore")))'
+    assert subprocess.run([sys.executable, '-c', code], cwd=ROOT).returncode==0
+
+def test_notebooks_have_no_dead_cells():
+    "Every cell of every page runs."
+    for nb in NBS.rglob('*.ipynb'):
+        assert not re.search(r'#\|\s*eval:?\s*false|skip_exec', nb.read_text()), nb.name
+
+def test_stored_outputs_are_clean():
+    "No error, no absolute path and no progress bar is stored in a page."
+    for nb in NBS.rglob('*.ipynb'):
+        for cell in json.loads(nb.read_text())['cells']:
+            for out in cell.get('outputs', []):
+                text = json.dumps(out)
+                assert out['output_type']!='error' and out.get('name')!='stderr', nb.name
+                assert not re.search(r'/(home|tmp|root|Users)/|FutureWarning| at 0x[0-9a-f]{6}', text), nb.name
