@@ -37,7 +37,7 @@ def prunable(
     shared = {id(p):nm for nm,p in reversed(found.items())}
     return {nm:p for nm,p in found.items() if shared[id(p)]==nm and nm not in names}
 
-# %% ../nbs/00_core.ipynb #f141a920
+# %% ../nbs/00_core.ipynb #b09d2631
 def check_sparsity(
     sparsity:float,       # The value a user gave
     name:str='sparsity',  # What the user calls it
@@ -46,19 +46,20 @@ def check_sparsity(
     if isinstance(sparsity, bool) or not isinstance(sparsity, (int, float)):
         raise TypeError(f'`{name}` is a number in [0, 1), got {sparsity!r}')
     hint = f'; write {sparsity/100:g} for {sparsity:g} %' if 1<sparsity<100 else ''
-    if not 0<=sparsity<1: raise ValueError(f'`{name}` is a fraction in [0, 1), got {sparsity}{hint}')
+    if not 0<=sparsity<1: raise ValueError(f'`{name}` is a fraction in [0, 1), got {sparsity:g}{hint}')
     return float(sparsity)
 
-# %% ../nbs/00_core.ipynb #f71cde38
+# %% ../nbs/00_core.ipynb #74aa520c
 def look_up(
-    table:dict,    # `{name: thing}`
+    table:dict,    # `{name: thing}`, at least one
     name:str,      # The name a user gave
     argument:str,  # What the user calls it
 ):                 # The thing
     "Return `table[name]`, or say which names are near."
     if name in table: return table[name]
-    near = get_close_matches(str(name), table, n=3, cutoff=.5)
-    hint = f'did you mean {" or ".join(map(repr, near))}?' if near else f'known are {", ".join(map(repr, table))}'
+    near = get_close_matches(str(name), list(table), n=3, cutoff=.5)
+    known = ', '.join(map(repr, list(table)[:12])) + (', ...' if len(table)>12 else '')
+    hint = f'did you mean {" or ".join(map(repr, near))}?' if near else f'known are {known}'
     raise ValueError(f'`{argument}` is unknown: {name!r}; {hint}')
 
 # %% ../nbs/00_core.ipynb #d910c8ae

@@ -366,14 +366,14 @@ def follow(self:Masks,
         self.followers[nm] = {o:named[o] for o in names if o in named and named[o].shape==p.shape[:1]}
     return self
 
-# %% ../nbs/04_masks.ipynb #86f76577
+# %% ../nbs/04_masks.ipynb #7515bc87
 def plot_mask(
     mask:Tensor, # Boolean mask of one layer, `(out, in, ...)`
     ax=None,     # Matplotlib axes; `None`: new ones
 ):               # The axes
     "Draw a mask, one row for each filter: dark is kept, light is pruned."
     ax = ax or plt.subplots(figsize=(5,2.5))[1]
-    ax.imshow(~mask.flatten(1).cpu(), cmap='gray', vmin=0, vmax=1, aspect='auto', interpolation='none')
+    ax.imshow(~mask.flatten(1).cpu().numpy(), cmap='gray', vmin=0, vmax=1, aspect='auto', interpolation='none')
     ax.set(xlabel='weight', ylabel='filter')
     return ax
 

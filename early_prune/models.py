@@ -6,16 +6,16 @@
 __all__ = ['conv_bn', 'BasicBlock', 'init_weights_', 'resnet', 'vgg', 'small_cnn', 'cifar_stem', 'set_n_in_', 'list_models',
            'get_model']
 
-# %% ../nbs/02_models.ipynb #6d01d9f3
-import difflib
+# %% ../nbs/02_models.ipynb #0d9d3e8f
 from copy import deepcopy
 from fnmatch import fnmatch
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
-import torch
-from torch import nn, Tensor
+from torch import nn
 from torchvision import models as tvm
+
+from .core import look_up
 
 # %% ../nbs/02_models.ipynb #beec688f
 def conv_bn(
@@ -157,23 +157,18 @@ _OURS = {'small_cnn':small_cnn,
          **{f'cifar_resnet{o}':partial(_cifar, f'resnet{o}') for o in (18,34,50,101,152)}}
 _XRESNETS = [f'xresnet{o}' for o in (18,34,50,101,152)]
 
-# %% ../nbs/02_models.ipynb #abce2ac3
+# %% ../nbs/02_models.ipynb #660b254b
 def _timm(name, n_in=3, n_out=10, **kwargs):
     if find_spec('timm') is None: raise ModuleNotFoundError(f'`timm/{name}` needs the package timm: pip install timm')
     timm = import_module('timm')
-    if not timm.is_model(name): raise _unknown(f'timm/{name}', [f'timm/{o}' for o in timm.list_models()])
+    if not timm.is_model(name): look_up([f'timm/{o}' for o in timm.list_models()], f'timm/{name}', 'arch')
     return timm.create_model(name, pretrained=False, in_chans=n_in, num_classes=n_out, **kwargs)
 
 def _fastai(name, n_in=3, n_out=10, **kwargs):
-    if name not in _XRESNETS: raise _unknown(f'fastai/{name}', [f'fastai/{o}' for o in _XRESNETS])
+    if name not in _XRESNETS: look_up([f'fastai/{o}' for o in _XRESNETS], f'fastai/{name}', 'arch')
     return getattr(import_module('fastai.vision.models.xresnet'), name)(c_in=n_in, n_out=n_out, **kwargs)
 
 _LIBRARIES = {'timm':_timm, 'fastai':_fastai}
-
-def _unknown(name, names):
-    near = difflib.get_close_matches(name, names, n=3)
-    hint = f'; did you mean {", ".join(near)}?' if near else ''
-    return ValueError(f'`name` must be one of `list_models()`, got {name!r}{hint}')
 
 # %% ../nbs/02_models.ipynb #e9ed5982
 def list_models(
@@ -185,17 +180,16 @@ def list_models(
         names = [f'timm/{o}' for o in import_module('timm').list_models()]
     return sorted(o for o in names if fnmatch(o, pattern))
 
-# %% ../nbs/02_models.ipynb #7082c798
+# %% ../nbs/02_models.ipynb #a6b0decc
 def get_model(
-    name:str,     # One of `list_models()`, or `timm/...`
+    arch:str,     # One of `list_models()`, or `timm/...`
     n_in:int=3,   # Channels of the images
     n_out:int=10, # Classes
     **kwargs      # Passed to the function which builds the network
 )->nn.Module:     # Network with random weights
     "Build a network by name."
     _check_channels(n_in, n_out)
-    library,_,rest = str(name).partition('/')
+    library,_,rest = str(arch).partition('/')
     if rest and library in _LIBRARIES: return _LIBRARIES[library](rest, n_in, n_out, **kwargs)
-    if name in _OURS: return _OURS[name](n_in=n_in, n_out=n_out, **kwargs)
-    if name in tvm.list_models(module=tvm): return _torchvision(name, n_in, n_out, **kwargs)
-    raise _unknown(str(name), list_models())
+    theirs = {nm:partial(_torchvision, nm) for nm in tvm.list_models(module=tvm)}
+    return look_up(_OURS | theirs, arch, 'arch')(n_in=n_in, n_out=n_out, **kwargs)

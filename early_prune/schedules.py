@@ -86,7 +86,7 @@ def sched_dsd(
     "Train dense, then sparse, then dense again (Han et al., 2017)."
     return end if sparse<=pos<dense else start
 
-# %% ../nbs/05_schedules.ipynb #6c3a18a5
+# %% ../nbs/05_schedules.ipynb #b20addd4
 @dataclass(frozen=True)
 class Schedule:
     "Sparsity as a function of training progress: a curve in a window of training."
@@ -97,6 +97,9 @@ class Schedule:
     def __post_init__(self):
         if not 0<=self.begin_pct<self.end_pct<=1:
             raise ValueError(f'Need 0 <= begin_pct < end_pct <= 1, got {self.begin_pct} and {self.end_pct}')
+
+    def __repr__(self):
+        return f'Schedule({getattr(self.func, "__name__", self.func)}, {self.begin_pct:g}, {self.end_pct:g})'
 
     def __call__(self,
         pct:float,     # Share of training done, in `[0, 1]`

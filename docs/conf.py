@@ -1,0 +1,126 @@
+"Sphinx configuration. `build.py` writes the sources; nothing here depends on their content."
+import html
+import sys
+from configparser import ConfigParser
+from pathlib import Path
+
+DOCS = Path(__file__).resolve().parent
+ROOT = DOCS.parent
+sys.path.insert(0, str(DOCS))
+
+from bridge import page_of
+from docutils import nodes
+from pygments import highlight
+from pygments.formatters import HtmlFormatter
+from pygments.lexers import PythonLexer
+from sphinx.transforms import SphinxTransform
+from sphinx.util.math import get_node_equation_number
+
+_cfg = ConfigParser(delimiters=['='])
+_cfg.read(ROOT/'settings.ini', encoding='utf-8')
+_cfg = _cfg['DEFAULT']
+
+project = html_title = _cfg['title']
+author, version = _cfg['author'], _cfg['version']
+release, copyright, language = version, _cfg['copyright'], 'en'
+
+extensions = ['myst_nb', 'sphinx_copybutton']
+nb_execution_mode = 'off'
+nb_merge_streams = True
+nb_remove_code_outputs = False
+myst_enable_extensions = ['amsmath', 'attrs_inline', 'colon_fence', 'deflist', 'dollarmath']
+myst_heading_anchors = 4
+suppress_warnings = ['myst.header'] # a symbol may follow the title of its page without a section between
+myst_heading_slug_func = 'bridge.slug'
+myst_url_schemes = {'http': None, 'https': None, 'mailto': None, 'page': None}
+copybutton_prompt_text, copybutton_prompt_is_regexp = r'>>> |\.\.\. |\$ ', True
+copybutton_exclude = '.linenos, .gp, .go'
+copybutton_selector = 'div.cell_input div.highlight pre, div[class*="highlight-"] div.highlight pre'
+
+html_theme = 'furo'
+html_static_path = ['_static']
+html_css_files = ['site.css']
+html_copy_source = html_show_sourcelink = html_show_sphinx = False
+html_math_renderer = 'katex'
+html_favicon = '_static/favicon.svg'
+pygments_style, pygments_dark_style = 'tango', 'github-dark'
+html_theme_options = {
+    'light_css_variables': {'color-brand-primary': '#0b5c8f', 'color-brand-content': '#0b5c8f',
+                            'color-highlight-on-target': '#fff3d1'},
+    'dark_css_variables': {'color-brand-primary': '#7cc4f0', 'color-brand-content': '#7cc4f0',
+                           'color-highlight-on-target': '#3a3320'},
+    'navigation_with_keys': False,
+}
+
+# Anchors and links --------------------------------------------------------------------------------
+
+class SymbolAnchors(SphinxTransform):
+    "A heading that is one symbol in code font owns that symbol's anchor, dots included."
+    default_priority = 950
+
+    def apply(self):
+        sections = list(self.document.findall(nodes.section))
+        def symbol(s):
+            t = s.next_node(nodes.title)
+            return t.astext().lower() if t and len(t) == 1 and isinstance(t[0], nodes.literal) else None
+        owned = {nm: s for s in reversed(sections) if (nm := symbol(s))}
+        for s in sections:
+            first = s['ids'][0]
+            s['ids'] = [i for i in s['ids'] if owned.get(i, s) is s]
+            nm = symbol(s)
+            if nm and owned[nm] is s: s['ids'] = [nm] + [i for i in s['ids'] if i != nm]
+            if not s['ids']: s['ids'] = [f'section-{first}']
+
+class PageLinks(SphinxTransform):
+    "Addresses that begin with `page:` are relative to the page and stay inside the site."
+    default_priority = 951
+
+    def apply(self):
+        for n in self.document.findall(nodes.reference):
+            if n.get('refuri', '').startswith('page:'):
+                n['refuri'], n['internal'] = n['refuri'].removeprefix('page:'), True
+                n['classes'] = [c for c in n['classes'] if c != 'external']
+
+# Mathematics --------------------------------------------------------------------------------------
+
+def inline_math(self, node):
+    tex = html.escape(node.astext())
+    self.body.append(f'<span class="math notranslate nohighlight" data-tex="{tex}">{tex}</span>')
+    raise nodes.SkipNode
+
+def display_math(self, node):
+    src = node.astext()
+    env = 'aligned' if '&' in src else 'gathered'
+    if '\\\\' in src and '\\begin' not in src: src = f'\\begin{{{env}}}{src}\\end{{{env}}}'
+    tex = html.escape(src)
+    self.body.append('<div class="equation">')
+    self.body.append(f'<div class="math notranslate nohighlight" data-tex="{tex}">{tex}</div>')
+    if node['number']: self.body.append(f'<span class="eqno">({get_node_equation_number(self, node)})</span>')
+    self.body.append('</div>')
+    raise nodes.SkipNode
+
+def katex_where_needed(app, pagename, templatename, context, doctree):
+    if doctree is None or not (doctree.next_node(nodes.math) or doctree.next_node(nodes.math_block)): return
+    app.add_css_file('katex/katex.min.css')
+    app.add_js_file('katex/katex.min.js', loading_method='defer')
+    app.add_js_file('math.js', loading_method='defer')
+
+# Source pages -------------------------------------------------------------------------------------
+
+def source_pages(app):
+    "Each module as a page with an anchor for each line."
+    fmt = HtmlFormatter(linespans='L', nowrap=False)
+    chapters = {page_of(p.name): p.name for p in (ROOT/_cfg['nbs_path']).glob('*.ipynb')}
+    for p in sorted((ROOT/_cfg['lib_path']).glob('[!_]*.py')):
+        mod = f'{_cfg["lib_name"]}.{p.stem}'
+        back = f'<p>Written from the chapter <a href="../{p.stem}.html">{p.stem}</a>.</p>' if p.stem in chapters else ''
+        code = highlight(p.read_text(encoding='utf-8'), PythonLexer(), fmt)
+        body = f'<section><h1>Source of <code>{mod}</code></h1>{back}<div class="source-page">{code}</div></section>'
+        yield f'_modules/{p.stem}', {'title': f'Source of {mod}', 'body': body}, 'page.html'
+
+def setup(app):
+    app.add_transform(SymbolAnchors)
+    app.add_transform(PageLinks)
+    app.add_html_math_renderer('katex', (inline_math, None), (display_math, None))
+    app.connect('html-page-context', katex_where_needed)
+    app.connect('html-collect-pages', source_pages)

@@ -1,0 +1,68 @@
+"What a network costs, against independent counts."
+import pytest
+import torch
+from torch import nn
+from torchvision import models
+
+from early_prune.core import cost, evaluating, latency, layer_flops, layer_table, look_up, prunable, sparsity_of
+
+def counted(model, x):
+    "FLOPs of convolutions and linear layers by hooks on a real forward pass."
+    total = []
+    def hook(m, i, out):
+        if isinstance(m, nn.Conv2d): total.append(2*out.numel()*m.in_channels//m.groups*m.kernel_size[0]*m.kernel_size[1])
+        if isinstance(m, nn.Linear): total.append(2*out.numel()*m.in_features)
+    handles = [m.register_forward_hook(hook) for m in model.modules()]
+    with torch.no_grad(): model.eval()(x)
+    for h in handles: h.remove()
+    return sum(total)
+
+@pytest.mark.parametrize('name', ['resnet18', 'mobilenet_v3_small', 'shufflenet_v2_x0_5', 'vgg11'])
+def test_flops(name):
+    model,x = getattr(models, name)(weights=None),torch.zeros(2,3,64,64)
+    assert layer_flops(model, x)['']==counted(model, x)
+
+def test_nothing_changes():
+    model = models.resnet18(weights=None).train()
+    model.layer1.eval()
+    before = {nm:t.clone() for nm,t in model.state_dict().items()}
+    modes = [m.training for m in model.modules()]
+    cost(model, torch.zeros(1,3,32,32)); latency(model, torch.zeros(1,3,32,32), seconds=.01)
+    assert [m.training for m in model.modules()]==modes
+    assert all(torch.equal(before[nm], t) for nm,t in model.state_dict().items())
+
+def test_modes_return_after_an_error():
+    model = nn.Sequential(nn.BatchNorm1d(2))
+    with pytest.raises(RuntimeError), evaluating(model): raise RuntimeError
+    assert model.training and model[0].training
+
+def test_published_sizes():
+    model = models.resnet50(weights=None)
+    found = cost(model, torch.zeros(1,3,224,224))
+    assert found.params==25_557_032 and found.flops==pytest.approx(8.2e9, rel=.01)
+
+def test_cost_of_zeros():
+    model,x = nn.Sequential(nn.Linear(100, 100), nn.Linear(100, 50)),torch.zeros(1,100)
+    dense = cost(model, x)
+    with torch.no_grad(): model[0].weight[:90] = 0
+    sparse = cost(model, x)
+    assert sparse.sparse_flops==dense.flops-2*9000 and sparse.flops==dense.flops and sparse.nonzeros==dense.nonzeros-9000
+    assert sparse.sparse_megabytes==pytest.approx(dense.megabytes-(9000*4-10_000/8)/1e6)
+    assert (sparse/dense)['nonzeros']==pytest.approx(sparse.nonzeros/dense.nonzeros)
+
+def test_prunable_tied_and_special():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed,self.attn,self.head = nn.Embedding(10, 8),nn.MultiheadAttention(8, 2, add_bias_kv=True),nn.Linear(8, 10, bias=False)
+            self.again = self.head
+    assert list(prunable(Tied()))==['attn.in_proj_weight', 'attn.out_proj.weight', 'head.weight']
+    tied = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False))
+    tied[1].weight = tied[0].weight
+    assert list(prunable(tied))==['0.weight'] and layer_table(tied).weights.sum()==16
+
+def test_errors():
+    with pytest.raises(ValueError, match='ReLU has no prunable layer'): sparsity_of(nn.ReLU())
+    with pytest.raises(ValueError, match='needs example inputs'): cost(nn.Linear(2,2))
+    with pytest.raises(ValueError, match=r"names no parameter of the model: \['nope'\]"): prunable(nn.Linear(2,2), ignore=('nope',))
+    with pytest.raises(ValueError, match="`x` is unknown: 'b'; known are 'aaaa'"): look_up({'aaaa':1}, 'b', 'x')

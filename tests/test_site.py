@@ -1,0 +1,154 @@
+"The built site in a real browser: `pytest -m browser`."
+import functools
+import shutil
+import subprocess
+import sys
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT/'docs'))
+
+import build
+import check
+
+pytestmark = pytest.mark.browser
+PAGES = sorted(f'{p}.html' for p in build.site().pages.values())
+EXTRA = ['search.html', '_modules/core.html']
+BROWSERS = 'chromium', 'chromium-browser', 'google-chrome'
+FLAGS = ['--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run',
+         '--disable-background-networking', '--disable-component-update', '--disable-sync']
+WIDTHS = 1280, 390
+
+def chromium():
+    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    return found or pytest.fail('No Chromium found: apt-get install -y chromium', pytrace=False)
+
+def is_fresh():
+    "Whether the site is newer than everything it is made from."
+    made = build.OUT/'index.html'
+    parts = [ROOT/'settings.ini', *(ROOT/f for f in build.FILES),
+             *ROOT.glob('nbs/**/*.ipynb'), *ROOT.glob('early_prune/[!_]*.py'),
+             *(p for p in build.DOCS.rglob('*') if p.suffix in ('.py', '.css', '.js', '.html'))]
+    return made.exists() and made.stat().st_mtime > max(p.stat().st_mtime for p in parts if p.exists())
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *args): pass
+
+@pytest.fixture(scope='module')
+def url():
+    "Address of the site, built if it is not fresh."
+    if not is_fresh(): subprocess.run([sys.executable, str(build.DOCS/'build.py')], cwd=ROOT, check=True)
+    server = ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(Quiet, directory=str(build.OUT)))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f'http://127.0.0.1:{server.server_port}'
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+@pytest.fixture(scope='module')
+def browser():
+    path = chromium()
+    from playwright.sync_api import sync_playwright
+    with sync_playwright() as p:
+        b = p.chromium.launch(executable_path=path, args=FLAGS)
+        yield b
+        b.close()
+
+FACTS = r"""async () => {
+  const images = [...document.images].filter(i => getComputedStyle(i).display != 'none');
+  images.forEach(i => i.loading = 'eager');
+  await Promise.all(images.map(i => i.decode().catch(() => {})));
+  const hidden = 'code, pre, script, style, noscript, .math, .headerlink';
+  const walk = document.createTreeWalker(document.querySelector('article') || document.body, NodeFilter.SHOW_TEXT);
+  const raw = [], tex = /\$[^$\s][^$]*\$|\\\(|\\\[|\\(?:frac|sum|begin|mathcal|cdot)\b/;
+  for (let n; n = walk.nextNode();)
+    if (!n.parentElement.closest(hidden) && tex.test(n.data)) raw.push(n.data.trim());
+  const maths = [...document.querySelectorAll('.math')];
+  const drawn = m => m.querySelector('.katex') && !m.querySelector('.katex-error');
+  const src = f => images.filter(f).map(i => i.src);
+  return {broken: src(i => !i.naturalWidth), silent: src(i => !i.alt), raw,
+          maths: maths.length, undrawn: maths.filter(m => !drawn(m)).map(m => m.textContent)};
+}"""
+
+TOO_WIDE = r"""() => {
+  if (document.documentElement.scrollWidth <= innerWidth) return [];
+  const right = e => e.getBoundingClientRect().right;
+  const wide = [...document.querySelectorAll('article *')].filter(e => right(e) > innerWidth + 1);
+  return ['page ' + document.documentElement.scrollWidth, ...wide.slice(0, 5).map(e => e.outerHTML.slice(0, 120))];
+}"""
+
+@pytest.fixture(scope='module')
+def visit(browser, url):
+    "Facts about a page; each page is opened once."
+    @functools.cache
+    def f(name):
+        page, errors, failed, foreign = browser.new_page(viewport={'width':1280, 'height':900}), [], [], []
+        page.on('console', lambda m: errors.append(m.text) if m.type in ('error', 'warning') else None)
+        page.on('pageerror', lambda e: errors.append(str(e)))
+        page.on('requestfailed', lambda r: failed.append(r.url))
+        page.on('response', lambda r: failed.append(f'{r.status} {r.url}') if r.status >= 400 else None)
+        page.on('request', lambda r: None if r.url.startswith((url, 'data:')) else foreign.append(r.url))
+        status = page.goto(f'{url}/{name}', wait_until='networkidle').status
+        facts, wide = page.evaluate(FACTS), {}
+        for w in WIDTHS:
+            page.set_viewport_size({'width':w, 'height':844})
+            wide[w] = page.evaluate(TOO_WIDE)
+        page.close()
+        return facts | {'status':status, 'errors':errors, 'failed':failed, 'foreign':foreign, 'wide':wide}
+    return f
+
+@pytest.mark.parametrize('name', PAGES+EXTRA)
+def test_page_loads(visit, name):
+    o = visit(name)
+    assert (o['status'], o['errors'], o['failed']) == (200, [], [])
+
+@pytest.mark.parametrize('name', PAGES+EXTRA)
+def test_page_asks_no_other_host(visit, name): assert visit(name)['foreign'] == []
+
+@pytest.mark.parametrize('name', PAGES)
+def test_pictures_are_drawn_and_named(visit, name): assert (visit(name)['broken'], visit(name)['silent']) == ([], [])
+
+@pytest.mark.parametrize('name', PAGES)
+def test_maths_is_rendered(visit, name): assert (visit(name)['undrawn'], visit(name)['raw']) == ([], [])
+
+def test_some_page_has_maths(visit): assert any(visit(o)['maths'] for o in PAGES)
+
+@pytest.mark.parametrize('width', WIDTHS)
+@pytest.mark.parametrize('name', PAGES+EXTRA)
+def test_page_is_not_wider_than_the_screen(visit, name, width): assert visit(name)['wide'][width] == []
+
+def test_search_finds_a_symbol(browser, url):
+    sym = check.public(ROOT/'early_prune'/'core.py')[-1]
+    page = browser.new_page()
+    page.goto(f'{url}/search.html?q={sym}')
+    page.wait_for_selector('#search-results li a', timeout=15_000)
+    hits = page.eval_on_selector_all('#search-results li a', 'o => o.map(a => a.getAttribute("href"))')
+    page.close()
+    assert any(f'core.html#{sym.lower()}' in o for o in hits), f'{sym}: {hits}'
+
+def test_dark_mode_toggles(browser, url):
+    page = browser.new_page(color_scheme='light', viewport={'width':1280, 'height':900})
+    page.goto(f'{url}/index.html')
+    def light():
+        rgb = page.evaluate('getComputedStyle(document.body).backgroundColor').strip('rgba()').split(',')
+        return sum(map(int, rgb[:3]))/3
+    seen = {page.get_attribute('body', 'data-theme'):light()}
+    for _ in range(3):
+        page.click('.content-icon-container .theme-toggle')
+        page.wait_for_timeout(100)
+        seen[page.get_attribute('body', 'data-theme')] = light()
+    page.close()
+    assert seen['light'] > 230 and seen['dark'] < 50
+
+def test_source_link_leads_to_the_line(browser, url):
+    page = browser.new_page()
+    page.goto(f'{url}/core.html')
+    with page.expect_navigation(): page.click('a.source >> nth=0')
+    line = page.evaluate('document.querySelector(":target")?.textContent || ""')
+    page.close()
+    assert line.startswith(('def ', 'class ', '@')), page.url
