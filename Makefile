@@ -31,6 +31,7 @@ demo: setup
 	.venv/bin/early_prune demo
 
 test: setup lint
+	$(PY) docs/build.py --check-readme
 	$(PY) tests/notebooks.py
 	$(PY) docs/build.py
 	$(PY) -m pytest

@@ -119,7 +119,7 @@ class Results:
             os.fsync(file)
         finally: os.close(file)
 
-# %% ../nbs/15_compare.ipynb #db188ceb
+# %% ../nbs/15_compare.ipynb #94da2b43
 @dataclass
 class Comparison:
     "Finished runs side by side."
@@ -137,8 +137,9 @@ class Comparison:
         return groups.agg(**columns).reset_index()
 
     def _repr_html_(self):
-        show = self.table().style.format(precision=4).format({'seconds':'{:.1f}', 'sparsity':'{:g}'}).hide(axis='index')
-        return show.to_html(table_uuid='compare')
+        shown = self.table().rename(columns={'sparsity_reached':'reached'})
+        formats = dict.fromkeys(['accuracy', 'spread', 'least', 'most', 'reached'], '{:.4f}')
+        return shown.style.format(formats | {'sparsity':'{:g}', 'seconds':'{:.1f}'}).hide(axis='index').to_html(table_uuid='compare')
 
     def plot(self,
         ax=None, # Matplotlib axes; `None`: new ones

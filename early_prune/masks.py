@@ -210,7 +210,7 @@ def _candidates(self:Masks, nm, criterion, growing):
         s = torch.where(self._units(nm), torch.inf, s) if growing else torch.where(self._units(nm), s, -torch.inf)
     return self.granularity.protect(s)
 
-# %% ../nbs/04_masks.ipynb #30de8054
+# %% ../nbs/04_masks.ipynb #fb328a54
 @patch
 def _pools(self:Masks, sparsity, names):
     targets = sparsity if isinstance(sparsity, dict) else dict.fromkeys(names, sparsity)
@@ -224,9 +224,13 @@ def _pools(self:Masks, sparsity, names):
     if k<(need := sum(least.values())):
         raise ValueError(f'`sparsity` {most:g} leaves {k} units; the floors of {len(least)} layers need {need}')
     if not isinstance(sparsity, dict): return [(list(targets), k)]
-    quotas = {nm:max(n, least[nm]) for nm,n in quotas.items()}
-    while sum(quotas.values())>k: quotas[max(quotas, key=lambda nm: quotas[nm]-least[nm])] -= 1
-    return [([nm], n) for nm,n in quotas.items()]
+    return [([nm], n) for nm,n in _above_floors(quotas, least, k).items()]
+
+def _above_floors(quotas, least, k):
+    slack,spare = {nm:max(n-least[nm], 0) for nm,n in quotas.items()},k-sum(least.values())
+    shares = {nm:s*spare//max(sum(slack.values()), 1) for nm,s in slack.items()}
+    rest = sorted(slack, key=slack.get, reverse=True)[:spare-sum(shares.values())]
+    return {nm:least[nm]+shares[nm]+(nm in rest) for nm in quotas}
 
 @patch
 def check(self:Masks,
@@ -234,12 +238,12 @@ def check(self:Masks,
     names:list|None=None, # Layers that compete for a single `sparsity`; `None`: all
 ):
     "Raise if `sparsity` cannot be met; nothing changes."
-    self._pools(sparsity, names or list(self.params))
+    self._pools(sparsity, list(self.params) if names is None else names)
 
 @patch
 def _choose(self:Masks, names, k, criterion):
     now,chosen = sum(self.n_kept[nm] for nm in names),{}
-    if k==now: return chosen
+    if k==now: return chosen # choices are nested, so the same number is the same choice
     scores = {nm:self._candidates(nm, criterion, growing=k>now) for nm in names}
     while True:
         masks,counts = select(scores, k)
@@ -250,7 +254,7 @@ def _choose(self:Masks, names, k, criterion):
             mask,n = select({nm:scores.pop(nm)}, least[nm])
             chosen[nm],k = (mask[nm], n[nm]),k-n[nm]
 
-# %% ../nbs/04_masks.ipynb #5a31a458
+# %% ../nbs/04_masks.ipynb #e697a61e
 @patch
 def _set(self:Masks, nm, units, n):
     p = self.params[nm]
@@ -273,7 +277,8 @@ def update(self:Masks,
 )->Masks:                 # `self`, with new masks; weights are not touched until `apply`
     "Choose the units to keep: exactly as many as `sparsity` asks for, nested in the present choice."
     chosen = {}
-    for pool,k in self._pools(sparsity, names or list(self.params)): chosen |= self._choose(pool, k, criterion)
+    pools = self._pools(sparsity, list(self.params) if names is None else names)
+    for pool,k in pools: chosen |= self._choose(pool, k, criterion)
     return self._set_all(chosen)
 
 # %% ../nbs/04_masks.ipynb #eee7e9ea

@@ -15,6 +15,7 @@ from early_prune.cli import main
 from early_prune.core import sparsity_of
 from early_prune.models import get_model
 
+
 @pytest.fixture
 def cli(capsys):
     def run(*argv):

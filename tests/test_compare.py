@@ -8,6 +8,7 @@ import pytest
 from early_prune import compare as module
 from early_prune.compare import Comparison, Results, Run, compare, make_runs
 
+
 def test_keys_tell_runs_apart():
     runs = make_runs(['dense', 'agp', 'one_cycle'], [.8, .9], seeds=3, epochs=2)
     assert len(runs)==3*(1+2*2)==len({r.key for r in runs})

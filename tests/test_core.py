@@ -6,6 +6,7 @@ from torchvision import models
 
 from early_prune.core import cost, evaluating, latency, layer_flops, layer_table, look_up, prunable, sparsity_of
 
+
 def counted(model, x):
     "FLOPs of convolutions and linear layers by hooks on a real forward pass."
     total = []

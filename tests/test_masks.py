@@ -15,6 +15,7 @@ from early_prune.masks import (
     GRANULARITIES,
     NM,
     Masks,
+    _above_floors,
     _kth_largest,
     _select_partition,
     _select_sort,
@@ -202,3 +203,16 @@ def test_other_errors():
 
 def test_units_of_linear_layers():
     assert by_kernel.count(torch.zeros(4,5))==20==by_weight.count(torch.zeros(4,5)) and by_filter.count(torch.zeros(4,5))==4
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_floors_take_from_the_others(data):
+    "Quotas above the floors: nobody below its floor, the total exact, and nothing changes where nobody is poor."
+    units = data.draw(st.lists(st.integers(1, 10**7), min_size=1, max_size=8))
+    sparsity,floor = data.draw(st.floats(0, .999)),data.draw(st.sampled_from([0, 1, 30, .01, .2]))
+    quotas = {i:n_keep(n, sparsity, 0) for i,n in enumerate(units)}
+    least,k = {i:n_keep(n, 1, floor) for i,n in enumerate(units)},sum(quotas.values())
+    if k<sum(least.values()): return
+    got = _above_floors(quotas, least, k)
+    assert sum(got.values())==k and all(least[i]<=got[i]<=units[i] for i in got)
+    if all(quotas[i]>=least[i] for i in quotas): assert got==quotas
