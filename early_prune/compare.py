@@ -119,7 +119,7 @@ class Results:
             os.fsync(file)
         finally: os.close(file)
 
-# %% ../nbs/15_compare.ipynb #94da2b43
+# %% ../nbs/15_compare.ipynb #ddc3a2fc
 @dataclass
 class Comparison:
     "Finished runs side by side."
@@ -139,7 +139,8 @@ class Comparison:
     def _repr_html_(self):
         shown = self.table().rename(columns={'sparsity_reached':'reached'})
         formats = dict.fromkeys(['accuracy', 'spread', 'least', 'most', 'reached'], '{:.4f}')
-        return shown.style.format(formats | {'sparsity':'{:g}', 'seconds':'{:.1f}'}).hide(axis='index').to_html(table_uuid='compare')
+        style = shown.style.format(formats | {'sparsity':'{:g}', 'seconds':'{:.1f}'}).hide(axis='index')
+        return style.to_html(table_uuid='compare')
 
     def plot(self,
         ax=None, # Matplotlib axes; `None`: new ones

@@ -16,9 +16,8 @@ from early_prune.masks import (
     NM,
     Masks,
     _above_floors,
-    _kth_largest,
-    _select_partition,
-    _select_sort,
+    _Partition,
+    _Sort,
     by_filter,
     by_kernel,
     by_weight,
@@ -41,23 +40,83 @@ def test_keeps_exactly_k_of_the_best(scores, sparsity, dtype):
     best = sorted(range(scores.numel()), key=lambda i: (-scores.flatten()[i].item(), i))[:k]
     assert mask.flatten().nonzero().flatten().tolist()==sorted(best)
 
-@settings(max_examples=200, deadline=None)
-@given(sizes=st.lists(st.integers(1, 60), min_size=1, max_size=5), levels=st.integers(1, 5), data=st.data())
-def test_both_selections_agree_with_ties(sizes, levels, data):
-    rng = np.random.default_rng(data.draw(st.integers(0, 10_000)))
-    scores = [torch.from_numpy(rng.integers(0, levels, n).astype(np.float32)) for n in sizes]
-    k = data.draw(st.integers(1, sum(sizes)))
-    (fast,n1,_),(plain,n2,_) = _select_partition(scores, k),_select_sort(scores, k)
-    assert n1==n2 and sum(n1)==k and all(torch.equal(a, b) for a,b in zip(fast, plain))
+def _both(scores, among, k):
+    "The fast and the plain choice, and that they agree."
+    (fast,n1,_),(plain,n2,_) = (choose(scores, among)(list(scores), k) for choose in (_Partition, _Sort))
+    assert n1==n2 and sum(n1.values())==k and all(torch.equal(fast[nm], plain[nm]) for nm in scores)
+    return fast
 
+@settings(max_examples=300, deadline=None)
+@given(sizes=st.lists(st.integers(1, 60), min_size=1, max_size=5), levels=st.integers(1, 5), share=st.sampled_from([None, .3, .9]), data=st.data())
+def test_both_selections_agree_with_ties(sizes, levels, share, data):
+    rng = np.random.default_rng(data.draw(st.integers(0, 10_000)))
+    scores = {i:torch.from_numpy(rng.integers(0, levels, n).astype(np.float32)) for i,n in enumerate(sizes)}
+    among = {} if share is None else {i:torch.from_numpy(rng.random(n)<share) for i,n in enumerate(sizes) if i!=1}
+    allowed = torch.cat([among.get(i, torch.ones(s.shape, dtype=torch.bool)) for i,s in scores.items()])
+    k = data.draw(st.integers(0, allowed.sum().item()))
+    fast = _both(scores, among, k)
+    best = sorted((-v, i) for i,v in enumerate(torch.cat(list(scores.values())).tolist()) if allowed[i])[:k]
+    assert torch.cat(list(fast.values())).nonzero().flatten().tolist()==sorted(i for _,i in best)
+
+@settings(max_examples=200, deadline=None)
+@given(sizes=st.lists(st.integers(1, 40), min_size=1, max_size=5), data=st.data())
+def test_floors_of_a_selection(sizes, data):
+    "Poor layers keep their own best, the others the best of the rest, the total is exact; on both paths."
+    rng = np.random.default_rng(data.draw(st.integers(0, 10_000)))
+    scores = {i:torch.from_numpy((rng.integers(0, 9, n)*10.**-i).astype(np.float32)) for i,n in enumerate(sizes)}
+    least = {i:data.draw(st.integers(0, n)) for i,n in enumerate(sizes)}
+    k = data.draw(st.integers(sum(least.values()), sum(sizes)))
+    masks,counts = select(scores, k, least=least)
+    assert sum(counts.values())==k and all(counts[i]>=least[i] and masks[i].sum()==counts[i] for i in counts)
+    for i,s in scores.items(): # within a layer the choice is its best
+        order = sorted(range(len(s)), key=lambda j: (-s[j].item(), j))
+        assert masks[i].nonzero().flatten().tolist()==sorted(order[:counts[i]])
+    above = [i for i in counts if counts[i]>least[i]] # across layers: nothing left out beats what a layer above its floor kept
+    if above:
+        worst_in = min(scores[i][masks[i]].min().item() for i in above)
+        best_out = max((scores[i][~masks[i]].max().item() for i in counts if not masks[i].all()), default=-1)
+        assert best_out<=worst_in
+
+@pytest.mark.parametrize('share', [None, .02, .5, .98])
 @pytest.mark.parametrize('make', [lambda rng,n: rng.standard_normal(n), lambda rng,n: rng.integers(0, 3, n), lambda rng,n: np.zeros(n),
     lambda rng,n: np.tile(np.arange(64.), n//64+1)[:n], lambda rng,n: np.sort(rng.standard_normal(n)),
-    lambda rng,n: np.where(rng.random(n)<.9, -np.inf, rng.random(n))], ids=['normal', 'few', 'equal', 'periodic', 'sorted', 'mostly -inf'])
-def test_bracket_finds_the_exact_value(make):
+    lambda rng,n: np.where(rng.random(n)<.9, -np.inf, rng.random(n)), lambda rng,n: np.where(rng.random(n)<.5, np.inf, rng.random(n))],
+    ids=['normal', 'few', 'equal', 'periodic', 'sorted', 'mostly -inf', 'half inf'])
+def test_bracket_finds_the_exact_choice(make, share):
+    "Large enough for the bracket: the choice is that of the plain sort, whatever the scores, also where the sample misleads."
     rng = np.random.default_rng(0)
-    parts = [make(rng, n).astype(np.float32) for n in (300_000, 1000, 77_777)]
-    whole = np.sort(np.concatenate(parts))
-    for k in (1, 2, 100, 5_000, 190_000, len(whole)-1, len(whole)): assert _kth_largest(parts, k)==whole[-k]
+    scores = {nm:torch.from_numpy(make(rng, n).astype(np.float32)) for nm,n in dict(a=300_000, b=1000, c=77_777).items()}
+    among = {} if share is None else {nm:torch.from_numpy(rng.random(s.numel())<share) for nm,s in scores.items()}
+    n = sum(among[nm].sum().item() if nm in among else s.numel() for nm,s in scores.items())
+    for k in (1, 2, n//100, n//2, n-1, n): _both(scores, among, k)
+
+def test_a_misleading_sample_is_noticed():
+    "Every score that the sample sees is small, so the bracket is far too low: it is widened, and the choice is exact."
+    a = np.ones(2**19, dtype=np.float32)
+    a[::4] = 0
+    scores = {'a':torch.from_numpy(a + np.linspace(0, .1, 2**19, dtype=np.float32))}
+    for k in (10, 1000, 2**17): _both(scores, {}, k)
+
+def test_infinite_gradients_of_pruned_weights_are_cleared():
+    "Masks clear the bits: infinity and NaN become zero, and what is kept is kept bit for bit, in every float type."
+    for dtype in DTYPES:
+        layer = nn.Linear(64, 64, bias=False).to(dtype)
+        masks = Masks(layer).update(magnitude, .9)
+        layer.weight.grad = grad = torch.randn(64, 64).to(dtype)
+        grad[~masks['weight']] = torch.tensor([torch.inf, -torch.inf, torch.nan]).to(dtype)[torch.arange((~masks['weight']).sum())%3]
+        kept = grad[masks['weight']].clone()
+        masks.mask_grads()
+        assert not grad[~masks['weight']].any() and torch.equal(grad[masks['weight']], kept)
+
+@pytest.mark.parametrize('threads', [1, 2])
+def test_clearing_is_the_same_on_several_threads(threads):
+    layer = nn.Sequential(nn.Conv2d(256, 512, 3, bias=False), nn.Linear(1000, 1300, bias=False)).to(memory_format=torch.channels_last)
+    masks = Masks(layer).update(magnitude, .8)
+    grads = {nm:torch.randn_like(p) for nm,p in masks.params.items()}
+    for nm,p in masks.params.items(): p.grad = grads[nm].clone()
+    torch.set_num_threads(threads)
+    masks.mask_grads()
+    assert all(torch.equal(p.grad, grads[nm]*masks[nm]) for nm,p in masks.params.items())
 
 @pytest.mark.parametrize('dtype', DTYPES)
 def test_equal_weights(dtype):
@@ -194,7 +253,8 @@ def test_bad_sparsity(bad, error):
 def test_other_errors():
     with pytest.raises(ValueError, match='has no prunable layer'): Masks(nn.Sequential(nn.ReLU(), nn.BatchNorm1d(3)))
     with pytest.raises(ValueError, match='n:m units is at most 0.5, got 0.6'): Masks(net(), two_four).update(magnitude, .6)
-    with pytest.raises(ValueError, match=r"`k` is in \[0, 3\], got 4"): select({'a':torch.ones(3)}, 4)
+    with pytest.raises(ValueError, match=r'`k` is in \[0, 3\], got 4'): select({'a':torch.ones(3)}, 4)
+    with pytest.raises(ValueError, match='there are 1 candidates'): select({'a':torch.ones(3)}, 2, {'a':torch.tensor([True,False,False])})
     with pytest.raises(ValueError, match='backward'): Masks(net()).update(gradient, .5)
     model = net()
     masks = Masks(model).update(magnitude, .5)
