@@ -9,6 +9,11 @@ from early_prune.criteria import *
 from early_prune.masks import *
 from early_prune.schedules import *
 from early_prune.distributions import *
+from early_prune.regrowth import *
+from early_prune.dependency import *
+from early_prune.ranking import *
+from early_prune.surgery import *
+from early_prune.triggers import *
 from early_prune.callbacks import *
 from early_prune.recipes import *
 from early_prune.compare import *

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PARTS', 'SparsifyCallback']
 
-# %% ../nbs/12_callbacks.ipynb #8d7c608b
+# %% ../nbs/12_callbacks.ipynb #8608c908
 from collections.abc import Callable
 from functools import partial
 
@@ -19,10 +19,11 @@ from fastai.optimizer import (OptimWrapper, Optimizer, adam_step, average_grad, 
 from fastcore.basics import patch
 
 from .core import check_sparsity
-from .criteria import magnitude
+from .criteria import AtInit, magnitude, random_scores
 from .distributions import uniform
 from .masks import Masks, holds_zero
-from .schedules import Schedule, one_cycle, plan
+from .regrowth import Exploration, Regrowth
+from .schedules import Schedule, one_cycle, plan, sched_exponential
 
 # %% ../nbs/12_callbacks.ipynb #41ff60de
 PARTS = {sgd_step, weight_decay, l2_reg, average_grad, average_sqr_grad, momentum_step, rms_prop_step, step_stat,
@@ -36,54 +37,72 @@ def _(optimizer:Optimizer):
 @holds_zero.register
 def _(optimizer:OptimWrapper): return holds_zero(optimizer.opt)
 
-# %% ../nbs/12_callbacks.ipynb #58b3fd67
+# %% ../nbs/12_callbacks.ipynb #d23b1b97
 class SparsifyCallback(Callback):
     "Prune the least important weights while a `Learner` trains, at the sparsity a schedule asks for."
     order,run_valid = 10.5,False # after mixed precision has unscaled the gradients (10), before they are clipped (11)
     def __init__(self,
         sparsity:float,               # Final sparsity, in `(0, 1)`
         schedule:Schedule=one_cycle,  # Target sparsity as a function of training progress
-        criterion:Callable=magnitude, # `(p) -> scores`; one with `observe`, like `Running`, sees every batch
+        criterion:Callable=magnitude, # `(p) -> scores`, one with `observe` sees every batch; or `AtInit`
         distribution:Callable=uniform,# `(shapes, sparsity) -> {name: sparsity}`, or a number for which layers compete
-        every:int|None=None,          # Batches between mask updates; `None`: a hundredth of the training
+        every:int|float|None=None,    # Batches (int) or share of the training (float) between updates; `None`: .01
         start:float=0.,               # Sparsity at the beginning of the first fit, in `[0, 1)`
+        regrowth:Regrowth|None=None,  # Which pruned weights come back; `None`: none
         **kwargs,                     # `granularity`, `ignore`, `types` and `floor` of `Masks`
     ):
-        if check_sparsity(sparsity)==check_sparsity(start, 'start'):
+        if check_sparsity(sparsity)==check_sparsity(start, 'start') and regrowth is None:
             raise ValueError(f'`sparsity` {sparsity:g} equals `start`: nothing would be pruned')
+        if isinstance(every, float) and not 0<every<=1:
+            raise ValueError(f'`every` as a share is in (0, 1], got {every}')
         self.sparsity,self.schedule,self.criterion,self.distribution = sparsity,schedule,criterion,distribution
-        self.every,self.start,self.kwargs = every,start,kwargs
-        self.masks,self.previous,self.due,self.history = None,None,[],[]
+        self.every,self.start,self.regrowth,self.kwargs = every,start,regrowth,kwargs
+        self.masks,self.previous,self.exploration,self.unscored = None,None,None,False
+        self.due,self.exploring,self.history = [],[],[]
 
     def __repr__(self):
         names = [getattr(o, '__name__', str(o)) for o in (self.criterion, self.distribution)]
-        return f'SparsifyCallback({self.sparsity:g}, {self.schedule}, {", ".join(names)})'
+        back = [] if self.regrowth is None else [f'regrowth by {self.regrowth.grow.__name__}']
+        return f'SparsifyCallback({self.sparsity:g}, {self.schedule}, {", ".join(names + back)})'
 
-# %% ../nbs/12_callbacks.ipynb #a5518311
+# %% ../nbs/12_callbacks.ipynb #92904745
 @patch
 def before_fit(self:SparsifyCallback):
-    "Add the column `sparsity` to the training table."
+    "Add columns to the training table: `sparsity`, and with regrowth the share of weights ever `explored`."
     self.fresh = True
-    self.column = ValueMetric(self._reached, 'sparsity')
-    self.learn.metrics = [*self.learn.metrics, self.column]
+    self.columns = [ValueMetric(self._reached, 'sparsity')]
+    if self.regrowth is not None: self.columns.append(ValueMetric(self._explored, 'explored'))
+    self.learn.metrics = [*self.learn.metrics, *self.columns]
 
 @patch
 def _reached(self:SparsifyCallback): return 0. if self.masks is None else self.masks.sparsity
 
 @patch
+def _explored(self:SparsifyCallback): return 1. if self.exploration is None else self.exploration.rate
+
+@patch
 def before_train(self:SparsifyCallback):
     "Plan the mask updates when a training begins."
     self.changed = False
-    if hasattr(self.learn, 'lr_finder'): self.due,self.fresh = [],False
+    if hasattr(self.learn, 'lr_finder'): self.due,self.exploring,self.unscored,self.fresh = [],[],False,False
     if not self.fresh: return
     self.fresh,self.history,self.losses = False,[],self.recorder.losses
-    self.holds = holds_zero(self.opt)
+    self.holds,self.unscored = holds_zero(self.opt),isinstance(self.criterion, AtInit)
     self._make_masks()
-    n_batches = len(self.dls.train)*self.n_epoch
-    self.due = [step for step,_ in plan(self.schedule, n_batches, .5, every=self.every)]
-    if self.begin!=self.now(): self.due = sorted({0, *self.due})
+    self._plan(len(self.dls.train)*self.n_epoch)
 
-# %% ../nbs/12_callbacks.ipynb #40f34c37
+@patch
+def _plan(self:SparsifyCallback, n_batches):
+    every = max(1, round(self.every*n_batches)) if isinstance(self.every, float) else self.every
+    self.due = [step for step,_ in plan(self.schedule, n_batches, .5, every=every)]
+    if self.begin!=self.now(): self.due = sorted({0, *self.due})
+    self.score,self.exploring = self.criterion,[]
+    if self.regrowth is None: return
+    steps = range(0, n_batches-1, every or max(1, n_batches//100))
+    self.exploring = [o for o in steps if self.regrowth.active(o/n_batches)]
+    self.grow,self.exploration = self.regrowth.new_criterion(),None
+
+# %% ../nbs/12_callbacks.ipynb #9a10455c
 @patch
 def _make_masks(self:SparsifyCallback):
     last,found = self.masks or self.previous,{id(p) for p in self.model.parameters()}
@@ -95,13 +114,17 @@ def _make_masks(self:SparsifyCallback):
     if same and last is not self.masks: self.masks.adopt(last)
     self.names = [nm for nm,p in self.masks.params.items() if p.requires_grad]
     if not self.names: raise ValueError('No prunable layer is trainable: all are frozen. Call `learn.unfreeze()` first')
-    self.end = self._share(self.sparsity)
-    self.begin = self.now() if self.masks.masks else self._share(self.start)
+    self.end = self._share(self.sparsity, self.distribution)
+    if self.regrowth is not None and self.start and not self.masks.masks:
+        first = self._share(self.start, self.regrowth.sparse_start)
+        self.masks.update(random_scores, first, self.names).apply(self.opt)
+        self.history.append((0, self.masks.sparsity))
+    self.begin = self.now() if self.masks.masks else self._share(self.start, self.distribution)
     self.masks.check(self.end, self.names)
 
 @patch
-def _share(self:SparsifyCallback, sparsity):
-    shared = self.distribution({nm:tuple(p.shape) for nm,p in self.masks.params.items()}, sparsity)
+def _share(self:SparsifyCallback, sparsity, distribution):
+    shared = distribution({nm:tuple(p.shape) for nm,p in self.masks.params.items()}, sparsity)
     return {nm:shared[nm] for nm in self.names} if isinstance(shared, dict) else shared
 
 @patch
@@ -120,28 +143,43 @@ def target(self:SparsifyCallback,
     if not isinstance(self.end, dict): return self.schedule(pct, self.end, self.begin)
     return {nm:self.schedule(pct, end, self.begin[nm]) for nm,end in self.end.items()}
 
-# %% ../nbs/12_callbacks.ipynb #d5670b40
+# %% ../nbs/12_callbacks.ipynb #a821be1e
 @patch
 def before_step(self:SparsifyCallback):
     "Choose new masks when due, then mask the gradients."
     if self.masks is None: return
-    if self.due: self._update_when_due()
+    if self.due or self.exploring: self._update_when_due()
     self.masks.mask_grads()
 
 @patch
 def _update_when_due(self:SparsifyCallback):
-    if hasattr(self.criterion, 'observe'):
-        for nm in self.names: self.criterion.observe(self.masks.params[nm])
+    if self.due: self._observe(self.score)
+    if self.exploring: self._observe(self.grow)
     step,n_batches = round(self.pct_train*self.n_iter*self.n_epoch),self.n_iter*self.n_epoch
-    if step>=self.due[0]: self._update(step, 1. if step>=n_batches-1 else step/n_batches)
+    pct = 1. if step>=n_batches-1 else step/n_batches
+    prune,swap = (bool(o) and step>=o[0] for o in (self.due, self.exploring))
+    if prune: self._prune(step, pct)
+    if swap: self._swap(step, pct)
 
 @patch
-def _update(self:SparsifyCallback, step, pct):
+def _observe(self:SparsifyCallback, criterion):
+    if not hasattr(criterion, 'observe'): return
+    for nm in self.names: criterion.observe(self.masks.params[nm])
+
+@patch
+def _prune(self:SparsifyCallback, step, pct):
     self.due = [o for o in self.due if o>step]
     before = self.masks.n_kept.copy()
-    self.masks.update(self.criterion, self.target(pct), self.names).apply(self.opt, self._copies())
+    self.masks.update(self.score, self.target(pct), self.names).apply(self.opt, self._copies())
     self.changed = self.changed or before!=self.masks.n_kept
     self.history.append((step, self.masks.sparsity))
+
+@patch
+def _swap(self:SparsifyCallback, step, pct):
+    self.exploring = [o for o in self.exploring if o>step]
+    if self.exploration is None: self.exploration = Exploration(self.masks)
+    self.regrowth.swap(self.masks, pct, self.grow, self.names).apply(self.opt, self._copies())
+    self.exploration.observe(self.masks, step)
 
 @patch
 def _copies(self:SparsifyCallback):
@@ -152,27 +190,44 @@ def after_step(self:SparsifyCallback):
     "Mask weights and state after the step of an optimizer that does not hold zeros by itself."
     if self.masks is not None and not self.holds: self.masks.apply(self.opt)
 
-# %% ../nbs/12_callbacks.ipynb #51e528f1
+# %% ../nbs/12_callbacks.ipynb #12cffa5e
+@patch
+def before_batch(self:SparsifyCallback):
+    "On the first batch, let a criterion at initialisation look at the network, and prune it."
+    if not self.unscored: return
+    self.unscored = False
+    now,then = self.now(),self.target(0.)
+    for i in range(self.criterion.steps):
+        self.score = self.criterion.look(self.model, self.loss_func, self.xb, self.yb)
+        self.masks.update(self.score, _between(now, then, (i+1)/self.criterion.steps), self.names)
+        self.masks.apply(self.opt, self._copies())
+
+def _between(now, then, pos):
+    if isinstance(then, dict): return {nm:_between(now[nm], then[nm], pos) for nm in then}
+    return sched_exponential(now, then, pos)
+
+# %% ../nbs/12_callbacks.ipynb #67582247
 @patch
 def after_train(self:SparsifyCallback):
     "Finish a last update that is overdue, and let trackers forget scores of other sparsities."
     if self.masks is None or hasattr(self.learn, 'lr_finder'): return
-    if self.due and self.epoch==self.n_epoch-1: self._update(self.due[-1], 1.)
+    if self.due and self.epoch==self.n_epoch-1: self._prune(self.due[-1], 1.)
     if not (self.changed or self.due): return
     for cb in self.learn.cbs:
         if isinstance(cb, TrackerCallback):
             cb.best = np.inf if cb.comp is np.less else -np.inf
             if 'wait' in vars(cb): cb.wait = 0
 
-# %% ../nbs/12_callbacks.ipynb #a19f57f4
+# %% ../nbs/12_callbacks.ipynb #744c5e25
 @patch
-def _drop_column(self:SparsifyCallback, learn):
-    learn.metrics = [o for o in learn.metrics if o is not vars(self).get('column')]
+def _drop_columns(self:SparsifyCallback, learn):
+    ours = vars(self).get('columns', [])
+    learn.metrics = [o for o in learn.metrics if not any(o is column for column in ours)]
 
 @patch
 def after_fit(self:SparsifyCallback):
-    "Take the column out of the training table again."
-    self._drop_column(self.learn)
+    "Take the columns out of the training table again."
+    self._drop_columns(self.learn)
 
 def _last(learn):
     if '_sparsify' not in vars(learn): raise AttributeError('sparsify')
@@ -183,7 +238,7 @@ def _attach(learn, cb):
     if last is not None and last is not cb: cb.previous = last.masks
     vars(learn)['_sparsify'] = cb
 
-def _detach(learn): _last(learn)._drop_column(learn)
+def _detach(learn): _last(learn)._drop_columns(learn)
 
 Learner.sparsify = property(_last, _attach, _detach, doc='The last `SparsifyCallback` of this learner.')
 

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['by_weight', 'by_kernel', 'by_filter', 'two_four', 'GRANULARITIES', 'INTS', 'ELEMENTWISE', 'n_keep', 'select',
-           'keep_top', 'Granularity', 'NM', 'Masks', 'holds_zero', 'norm_after', 'plot_mask']
+           'take_top', 'keep_top', 'Granularity', 'NM', 'Masks', 'optimizer_state', 'holds_zero', 'norm_after',
+           'plot_mask']
 
 # %% ../nbs/04_masks.ipynb #06db3e82
 import math
@@ -26,23 +27,25 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from .core import LINEAR_MAPS, check_sparsity, evaluating, prunable
 
-# %% ../nbs/04_masks.ipynb #c13207d9
+# %% ../nbs/04_masks.ipynb #b893d6f0
+def _best(flat, allowed, k):
+    worst = torch.where(allowed, flat, -torch.inf).sort(descending=True).values[max(k, 1)-1]
+    over,tie = (flat>worst) & allowed,(flat==worst) & allowed
+    return over | (tie & (tie.cumsum(0)<=k-over.sum()))
+
 class _Sort:
     def __init__(self, scores, among): self.scores,self.among = scores,among
 
     def __call__(self, names, k):
         flat = torch.cat([self.scores[nm].flatten() for nm in names])
         every = {nm:torch.ones_like(self.scores[nm], dtype=torch.bool) for nm in names} | self.among
-        allowed = torch.cat([every[nm].flatten() for nm in names])
-        worst = torch.where(allowed, flat, -torch.inf).sort(descending=True).values[max(k, 1)-1]
-        over,tie = (flat>worst) & allowed,(flat==worst) & allowed
-        mask = over | (tie & (tie.cumsum(0)<=k-over.sum()))
+        mask = _best(flat, torch.cat([every[nm].flatten() for nm in names]), k)
         shapes = [self.scores[nm].shape for nm in names]
         masks = [m.view(s) for m,s in zip(mask.split([s.numel() for s in shapes]), shapes)]
         *counts,bad = torch.stack([*(m.sum() for m in masks), flat.isnan().any()]).tolist()
         return dict(zip(names, masks)),dict(zip(names, counts)),bool(bad)
 
-# %% ../nbs/04_masks.ipynb #f65bfe47
+# %% ../nbs/04_masks.ipynb #52b70ac4
 def _bracket(arrays, among, k, small=2**18):
     n = sum(np.count_nonzero(among[nm]) if nm in among else a.size for nm,a in arrays.items())
     if n<=small: return -np.inf,np.inf
@@ -59,7 +62,7 @@ def _bracket(arrays, among, k, small=2**18):
 def _split(a, among, lo, hi):
     over,not_under = a>hi,a>=lo
     if among is not None: over,not_under = over & among,not_under & among
-    return over,np.flatnonzero(not_under != over),np.count_nonzero(over)
+    return over,np.flatnonzero(not_under != over),int(np.count_nonzero(over))
 
 # %% ../nbs/04_masks.ipynb #c8fd9572
 def _array(t):
@@ -126,6 +129,21 @@ def select(
     return {nm:masks[nm] for nm in scores},{nm:counts[nm] for nm in scores}
 
 def _nan(scores): return ', '.join(nm for nm,s in scores.items() if s.isnan().any())
+
+# %% ../nbs/04_masks.ipynb #e2567dd3
+def _on_cpu(t): return t.device.type=='cpu'
+
+def take_top(
+    scores:Tensor,          # Scores of one layer, any shape and float type
+    k:int,                  # How many to keep, at most as many as there are candidates
+    among:Tensor|None=None, # Mask of the candidates; `None`: all
+)->tuple:                   # Mask with the shape of `scores`, and a boolean tensor: were there NaNs?
+    "Keep the `k` highest scores of one layer, without waiting for the device; of equal scores the first."
+    if not _on_cpu(scores):
+        allowed = torch.ones_like(scores, dtype=torch.bool) if among is None else among
+        return _best(scores.flatten(), allowed.flatten(), k).view(scores.shape),scores.isnan().any()
+    masks,_,bad = _Partition({'':scores}, {} if among is None else {'':among})([''], k)
+    return masks[''],torch.tensor(bad)
 
 # %% ../nbs/04_masks.ipynb #18741004
 def keep_top(
@@ -341,22 +359,38 @@ def adopt(self:Masks,
             chosen[nm] = units,units.sum().item()
     return self._set_all(chosen)
 
-# %% ../nbs/04_masks.ipynb #5dfe3289
+# %% ../nbs/04_masks.ipynb #0fe9e74f
 INTS = {1:torch.int8, 2:torch.int16, 4:torch.int32, 8:torch.int64}
 
-def _rows(t, m, size=2**20):
-    step = max(1, size//max(1, math.prod(t.shape[1:])))
-    return [(t[i:i+step], m[i:i+step]) for i in range(0, t.shape[0], step)]
+def _multiply(pairs):
+    for t,m in pairs: np.multiply(t, m, out=t)
+
+def _shares(pairs, n):
+    per,done,shares = sum(t.size for t,_ in pairs)//n,0,[[] for _ in range(n)]
+    for t,m in pairs:
+        i,row = 0,t[0].size
+        while i<len(t):
+            share = min(done//per, n-1)
+            step = len(t)-i if share==n-1 else min(len(t)-i, max(1, ((share+1)*per-done)//row))
+            shares[share].append((t[i:i+step], m[i:i+step]))
+            i,done = i+step,done+step*row
+    return shares
 
 def _clear(pairs):
     bits = [(t.detach().view(INTS[t.element_size()]), m.view(torch.uint8)) for t,m in pairs]
     if any(t.device.type!='cpu' for t,_ in bits): return torch._foreach_mul_([t for t,_ in bits], [m for _,m in bits])
-    work = [o for t,m in bits for o in _rows(t.numpy(), m.numpy())]
-    def multiply(o): np.multiply(*o, out=o[0])
-    if torch.get_num_threads()==1 or len(work)<8: return [multiply(o) for o in work]
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool: list(pool.map(multiply, work, chunksize=1))
+    work,n = [(t.numpy(), m.numpy()) for t,m in bits],torch.get_num_threads()
+    if n==1 or sum(t.size for t,_ in work)<2**18: return _multiply(work)
+    first,*rest = _shares(work, n)
+    with ThreadPoolExecutor(n-1) as pool:
+        others = [pool.submit(_multiply, o) for o in rest]
+        _multiply(first)
+        for o in others: o.result()
 
-def _state(optimizer):
+def optimizer_state(
+    optimizer, # Optimizer, or a wrapper that holds one as `opt` or `optimizer`
+):             # `{parameter: {name: value}}`
+    "Find what an optimizer remembers of each parameter."
     while (inner := vars(optimizer).get('opt', vars(optimizer).get('optimizer'))) is not None: optimizer = inner
     return optimizer.state
 
@@ -369,7 +403,7 @@ def apply(self:Masks,
     "Set pruned weights to zero, and what an optimizer remembers of them."
     for nm,p,mask in self.upheld:
         if p.shape!=mask.shape: raise ValueError(f'{nm} has shape {tuple(p.shape)}, its mask {tuple(mask.shape)}')
-    state,copies = {} if optimizer is None else _state(optimizer),[dict(o.named_parameters()) for o in extras]
+    state,copies = {} if optimizer is None else optimizer_state(optimizer),[dict(o.named_parameters()) for o in extras]
     remembered = [(v, mask) for _,p,mask in self.upheld for v in state.get(p, {}).values()
                   if isinstance(v, Tensor) and v.shape==p.shape]
     _clear([(p, mask) for _,p,mask in self.upheld] + remembered +

@@ -1,6 +1,7 @@
 "SparsifyCallback in the real life of a fastai `Learner`."
 import copy
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,13 +20,35 @@ from torch import nn
 
 from early_prune.callbacks import SparsifyCallback
 from early_prune.core import sparsity_of
-from early_prune.criteria import Running, gradient, magnitude, movement, random_scores, taylor
+from early_prune.criteria import (
+    AtInit,
+    Running,
+    gradient,
+    grasp,
+    magnitude,
+    movement,
+    random_scores,
+    snip,
+    synflow,
+    taylor,
+)
 from early_prune.data import digits
 from early_prune.distributions import erk, global_, uniform
-from early_prune.masks import by_filter, by_kernel, two_four
+from early_prune.masks import Masks, by_filter, by_kernel, two_four
 from early_prune.models import small_cnn
-from early_prune.recipes import RECIPES, recipe
-from early_prune.schedules import agp, dsd, iterative, linear, one_shot
+from early_prune.recipes import RECIPES, imp, recipe, ticket_sparsities
+from early_prune.regrowth import by_gradient, by_momentum, by_random, mask_similarity
+from early_prune.schedules import (
+    Schedule,
+    agp,
+    dsd,
+    iterative,
+    linear,
+    one_shot,
+    sched_cosine,
+    sched_cubic,
+    sched_one_shot,
+)
 
 
 def halves(model): return [params(model[:-1]), params(model[-1])]
@@ -59,8 +82,12 @@ def held(learn):
 def test_recipes_reach_their_sparsity(name):
     learn = learner()
     learn.fit_one_cycle(3, 1e-2, cbs=recipe(name, .9))
-    if name=='gmp': assert sum(zeros(learn).values())==round(.9*sum(learn.sparsify.masks.n_units.values()))
-    else: check(learn, .9)
+    masks,r = learn.sparsify.masks,RECIPES[name]
+    shares = r.distribution({nm:tuple(p.shape) for nm,p in masks.params.items()}, .9)
+    if isinstance(shares, dict): assert masks.n_kept=={nm:round((1-s)*masks.n_units[nm]) for nm,s in shares.items()}
+    else: assert sum(masks.n_kept.values())==sparse_total(masks, .9)
+    off = {nm:n-masks.n_kept[nm] for nm,n in masks.n_units.items()}
+    assert zeros(learn)==off if r.regrowth is None else all(zeros(learn)[nm]>=n for nm,n in off.items())
     held(learn)
 
 @pytest.mark.parametrize('opt_func', [Adam, SGD, RMSProp, lambda ps,lr: SGD(ps, lr, mom=.9), lambda ps,lr: Lookahead(SGD(ps, lr, mom=.9)),
@@ -406,3 +433,222 @@ def test_plot():
     assert axs[0].lines[0].get_ydata().max()==pytest.approx(.9, abs=1e-3)
     with pytest.raises(AttributeError, match='sparsify'): learner().sparsify
     assert np.isfinite(axs[1].lines[0].get_ydata()).all()
+
+# Regrowth, and criteria before training
+
+def sparse_total(masks, sparsity): return round((1-sparsity)*sum(masks.n_units.values()))
+
+class Watch(Callback):
+    "After every step: counts, zeros, and never more active weights than the schedule allows."
+    order,run_valid = 60,False
+    def before_fit(self): self.seen = []
+    def after_step(self):
+        cb = self.learn.sparsify
+        masks = cb.masks
+        active = {nm:masks[nm].sum().item() for nm in masks.params}
+        assert active==masks.n_kept and min(active.values())>=1
+        assert all(not p.detach()[~masks[nm]].any() for nm,p in masks.params.items())
+        allowed = cb.target(cb.history[-1][0]/(self.n_iter*self.n_epoch)) if cb.history else 0.
+        if not isinstance(allowed, dict): assert sum(active.values())<=sparse_total(masks, allowed)
+        self.seen.append(dict(active))
+
+@pytest.mark.parametrize('regrowth', [by_gradient, by_random, by_momentum, replace(by_gradient, may_return=False), replace(by_gradient, together=True)],
+                         ids=['gradient', 'random', 'momentum', 'no return', 'together'])
+@pytest.mark.parametrize('opt_func', [Adam, lambda ps,lr: SGD(ps, lr, mom=.9), lambda ps,**kw: OptimWrapper(ps, torch.optim.AdamW, **kw)], ids=['adam', 'momentum', 'torch adamw'])
+def test_regrowth_keeps_every_count(regrowth, opt_func):
+    learn = learner(opt_func=opt_func)
+    cb = SparsifyCallback(.9, Schedule(sched_cubic, end_pct=.5), distribution=global_, every=2, regrowth=regrowth)
+    learn.fit_one_cycle(4, 1e-2, cbs=[cb, Watch()])
+    assert sum(zeros(learn).values())>=sum(cb.masks.n_units.values())-sparse_total(cb.masks, .9)
+    assert sum(cb.masks.n_kept.values())==sparse_total(cb.masks, .9) and len(cb.exploration.history)>5
+    held(learn)
+
+def test_regrowth_swaps_at_constant_sparsity():
+    "A random ERK start at the final sparsity, counts constant from the first step, masks moving, fresh weights training."
+    learn,watch = learner(),Watch()
+    cb = SparsifyCallback(.9, start=.9, distribution=erk, every=4, regrowth=replace(by_gradient, drop_fraction=.3, last=0., schedule=Schedule(sched_cosine, end_pct=.75)))
+    learn.fit(5, 1e-2, cbs=[cb, watch])
+    shapes = {nm:tuple(p.shape) for nm,p in cb.masks.params.items()}
+    expected = {nm:round((1-s)*cb.masks.n_units[nm]) for nm,s in erk(shapes, .9).items()}
+    assert all(o==expected for o in watch.seen)
+    steps = [o[0] for o in cb.exploration.history[1:]]
+    n = len(learn.dls.train)*5
+    assert steps==[s for s in range(0, n-1, 4) if s/n<.75] and cb.exploration.rate>.12
+    assert cb.exploration.history[-1][3]<.9
+    assert learn.recorder.metric_names[-3:]==['sparsity', 'explored', 'time']
+    assert float(learn.recorder.values[-1][-1])==pytest.approx(cb.exploration.rate) and [m.name for m in learn.metrics]==['accuracy']
+    held(learn)
+
+def test_sparse_start_is_random_erk_then_global():
+    learn = learner()
+    cb = SparsifyCallback(.95, Schedule(sched_cubic, end_pct=.5), distribution=global_, start=.5, every=3, regrowth=by_gradient)
+    first = {}
+    class Look(Callback):
+        run_valid = False
+        def before_batch(self):
+            if self.train_iter==0: first.update(self.learn.sparsify.masks.n_kept, zeros=sum(zeros(self.learn).values()))
+    learn.fit(4, 1e-2, cbs=[cb, Look()])
+    shapes = {nm:tuple(p.shape) for nm,p in cb.masks.params.items()}
+    assert {nm:first[nm] for nm in shapes}=={nm:round((1-s)*cb.masks.n_units[nm]) for nm,s in erk(shapes, .5).items()}
+    assert first['zeros']==sum(cb.masks.n_units[nm]-first[nm] for nm in shapes)
+    assert sum(cb.masks.n_kept.values())==sparse_total(cb.masks, .95)
+    sparsities = [s for _,s in cb.history]
+    assert sparsities==sorted(sparsities)
+
+def test_swaps_read_dense_accumulated_gradients():
+    "With accumulation a swap waits for the step and sees the sum over all batches, of pruned weights too."
+    sums,seen = {},[]
+    def spy(p):
+        seen.append(torch.equal(p.grad, sums[p]))
+        return gradient(p)
+    class Sum(Callback):
+        order,run_valid = 9,False
+        def after_backward(self):
+            for p in self.model.parameters(): sums[p] = p.grad.clone()
+    learn = learner()
+    cb = SparsifyCallback(.8, start=.8, distribution=erk, every=3, regrowth=replace(by_gradient, grow=spy))
+    learn.fit(4, 1e-2, cbs=[cb, GradientAccumulation(100), Sum(), Watch()])
+    assert seen and all(seen) and cb.exploration.rate>.2
+    held(learn)
+
+def test_momentum_sees_every_batch_and_gradient_only_updates():
+    "Until the last swap, at batch 10."
+    for regrowth,batches in ((by_momentum, 11), (by_gradient, 0)):
+        learn,calls = learner(),[]
+        cb = SparsifyCallback(.8, start=.8, distribution=erk, every=5, regrowth=regrowth)
+        class Count(Callback):
+            order,run_valid = 9,False
+            def before_step(self):
+                if not calls and hasattr(cb.grow, 'observe'):
+                    observe = cb.grow.observe
+                    cb.grow.observe = lambda p: (calls.append(1), observe(p))
+        learn.fit(3, 1e-2, cbs=[cb, Count()])
+        assert len(calls)==batches*len(cb.masks)
+
+@pytest.mark.filterwarnings('ignore:.*CUDA is not available.*:UserWarning')
+def test_mixed_precision_with_regrowth():
+    learn = learner()
+    learn.fit(3, 1e-2, cbs=[SparsifyCallback(.9, start=.9, distribution=erk, every=3, regrowth=by_gradient), MixedPrecision('bf16'), Watch()])
+    held(learn)
+
+def test_unscaled_gradients_regrow():
+    seen = []
+    def spy(p):
+        seen.append(p.grad.abs().max().item())
+        return gradient(p)
+    learn = learner()
+    learn.fit(1, 1e-2, cbs=[SparsifyCallback(.5, start=.5, distribution=erk, every=2, regrowth=replace(by_gradient, grow=spy)), Scaled()])
+    assert 0<max(seen)<10
+
+def test_frozen_layers_do_not_swap():
+    learn = learner(splitter=halves)
+    learn.create_opt(); learn.freeze()
+    body = {nm:p.detach().clone() for nm,p in learn.model.named_parameters() if not p.requires_grad}
+    learn.fit(2, 1e-2, cbs=SparsifyCallback(.8, start=.8, every=2, regrowth=by_random))
+    assert all(torch.equal(dict(learn.model.named_parameters())[nm], t) for nm,t in body.items())
+    assert zeros(learn)['11.weight']>=512
+
+def test_second_fit_with_regrowth_goes_on():
+    learn = learner()
+    learn.fit(2, 1e-2, cbs=SparsifyCallback(.9, start=.9, distribution=erk, every=2, regrowth=by_gradient))
+    first = {nm:learn.sparsify.masks[nm].clone() for nm in learn.sparsify.masks.params}
+    learn.fit(2, 1e-2, cbs=SparsifyCallback(.95, start=.5, distribution=erk, every=2, regrowth=by_gradient))
+    assert mask_similarity(first, learn.sparsify.exploration.first)>.3
+    assert sum(learn.sparsify.masks.n_kept.values())<sum(m.sum().item() for m in first.values())
+
+def test_lr_find_neither_swaps_nor_looks():
+    learn = learner()
+    learn.add_cb(SparsifyCallback(.9, start=.9, distribution=erk, regrowth=by_gradient))
+    before = copy.deepcopy(learn.model.state_dict())
+    learn.lr_find(show_plot=False, num_it=12)
+    assert all(torch.equal(before[nm], t) for nm,t in learn.model.state_dict().items())
+    learn.remove_cb(learn.sparsify)
+    learn.add_cb(SparsifyCallback(.9, Schedule(sched_one_shot), AtInit(snip), global_))
+    learn.lr_find(show_plot=False, num_it=12)
+    assert all(torch.equal(before[nm], t) for nm,t in learn.model.state_dict().items())
+
+def test_save_model_may_choose_while_weights_swap(tmp_path):
+    "Swaps leave the sparsity as it is, so scores compare and trackers keep the best."
+    learn = learner(tmp=tmp_path)
+    tracker = SaveModelCallback('accuracy')
+    learn.fit(4, 1e-2, cbs=[SparsifyCallback(.9, start=.9, distribution=erk, every=3, regrowth=by_gradient), tracker])
+    assert tracker.best==max(float(o[2]) for o in learn.recorder.values[1:])
+
+@pytest.mark.parametrize('func,steps', [(snip, 1), (grasp, 1), (synflow, 20)])
+def test_criteria_at_initialisation(func, steps):
+    "Pruned on the first batch, before the first step, by the scores of the untouched network; trained sparse from there on."
+    learn,seen = learner(),{}
+    cb = SparsifyCallback(.9, Schedule(sched_one_shot), AtInit(func, steps), global_)
+    class Look(Callback):
+        order,run_valid = 5,False
+        def before_batch(self):
+            if self.train_iter==0: seen.update(scores=func(self.model, self.loss_func, self.xb, self.yb))
+        def after_pred(self):
+            if self.train_iter==0: seen.update(zeros=sum(zeros(self.learn).values()))
+    learn.fit(2, 1e-2, cbs=[cb, Look(), Watch()])
+    n = sum(cb.masks.n_units.values())
+    assert seen['zeros']==n-sparse_total(cb.masks, .9) and sum(cb.masks.n_kept.values())==sparse_total(cb.masks, .9)
+    if steps==1:
+        ref = Masks(learner().model)
+        named = {id(p):nm for nm,p in ref.params.items()}
+        expected = ref.update(lambda p: seen['scores'][named[id(p)]], .9)
+        assert all(torch.equal(cb.masks[nm], expected[nm]) for nm in expected.params)
+    held(learn)
+
+def test_sparse_checkpoint_goes_on():
+    learn = learner()
+    learn.fit(1, 1e-2, cbs=recipe('agp', .8))
+    state = copy.deepcopy(learn.model.state_dict())
+    again = learner(1)
+    again.model.load_state_dict(state)
+    cb = recipe('agp', .9)
+    cb.masks = Masks(again.model).adopt_zeros()
+    first = {nm:cb.masks[nm].clone() for nm in cb.masks.params}
+    again.fit(2, 1e-2, cbs=[cb, Watch()])
+    assert all((cb.masks[nm]<=first[nm]).all() for nm in first)
+    check(again, .9)
+
+def test_bad_interval():
+    with pytest.raises(ValueError, match='`every` as a share'): SparsifyCallback(.9, every=0.)
+
+# Lottery tickets
+
+def test_ticket_sparsities():
+    for s,rate in ((.95, .2), (.5, .5), (.98, .2), (.1, .2), (1-.8**7, .2)):
+        steps = ticket_sparsities(s, rate)
+        kept = [1-o for o in (0., *steps)]
+        ratios = [b/a for a,b in zip(kept, kept[1:])]
+        assert steps[-1]==s and min(ratios)>=1-rate-1e-9 and max(ratios)-min(ratios)<1e-9
+    assert len(ticket_sparsities(1-.8**7))==7
+    with pytest.raises(ValueError, match='`rate` is in'): ticket_sparsities(.9, 1.)
+    with pytest.raises(ValueError, match='nothing would be pruned'): ticket_sparsities(0.)
+
+@pytest.mark.parametrize('rewind', [0, 1])
+def test_tickets_are_rewound(rewind):
+    "Every cycle starts at the weights of the first training, nested masks, exact counts, a new optimizer, the schedule going on."
+    learn,starts,kept,state = learner(),[],[],{}
+    class Look(Callback):
+        order,run_valid = 20,False
+        def before_batch(self):
+            if not state and self.epoch==rewind and self.iter==0: state.update({nm:t.detach().clone() for nm,t in self.model.state_dict().items()})
+            if self.iter==0 and self.epoch==rewind:
+                starts.append({nm:t.detach().clone() for nm,t in self.model.state_dict().items()})
+                kept.append(({nm:self.learn.sparsify.masks[nm].clone() for nm in self.learn.sparsify.masks.params} if hasattr(self.learn, 'sparsify') else {}, round(self.pct_train, 6), len(self.opt.state)))
+    learn.add_cb(Look())
+    log = imp(learn, .8, lambda learn, **kw: Learner.fit_one_cycle(learn, 2, 1e-2, **kw), rate=.5, rewind=rewind)
+    assert [round(o[0], 2) for o in log]==[0, .42, .66, .8] and len(starts)==4
+    n = sum(learn.sparsify.masks.n_units.values())
+    for start,(masks,pct,_) in zip(starts[1:], kept[1:]):
+        assert pct==pytest.approx(rewind/2)
+        for nm,t in start.items():
+            expected = torch.where(masks[nm], state[nm], 0.) if nm in masks else state[nm]
+            assert torch.equal(t, expected) or 'num_batches' in nm or 'running' in nm
+    for (a,*_),(b,*_) in zip(kept[1:], kept[2:]): assert all((b[nm]<=a[nm]).all() for nm in a)
+    assert sum(zeros(learn).values())==n-round(.2*n)
+    held(learn)
+
+def test_tickets_with_plain_fit_and_a_bad_epoch():
+    learn = learner()
+    assert len(imp(learn, .5, lambda learn, **kw: learn.fit(1, 1e-2, **kw), rate=.5, ignore=(learn.model[-1],)))==2
+    assert '11.weight' not in learn.sparsify.masks.params
+    with pytest.raises(ValueError, match='`rewind` is an epoch of the training, got 3'): imp(learner(), .5, lambda learn, **kw: learn.fit(1, 1e-2, **kw), rewind=3)

@@ -1,0 +1,350 @@
+"Dye tracing: what is tied, what is fixed, and the law on random networks."
+import copy
+import gc
+import weakref
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torchvision.models import get_model
+
+from early_prune.dependency import HEADWISE, Groups, headwise, plain, trace
+from early_prune.surgery import cut, silence
+
+def shapes(groups): return {g.name:(g.n, g.places) for g in groups}
+
+class Net(nn.Module):
+    "A network from named layers and a function of them."
+    def __init__(self, forward, **layers):
+        super().__init__()
+        for nm,m in layers.items(): setattr(self, nm, m)
+        self.run = forward
+    def forward(self, *xs): return self.run(self, *xs)
+
+def conv(i, o, k=1, **kwargs): return nn.Conv2d(i, o, k, padding=k//2, **kwargs)
+image = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+
+def lively(model):
+    "Random numbers in every parameter and statistic, in float64."
+    torch.manual_seed(1)
+    for p in model.parameters(): p.data.normal_(0, .5) if p.ndim>1 else p.data.uniform_(.5, 1.5)
+    for nm,b in model.named_buffers():
+        if 'var' in nm: b.uniform_(.5, 1.5)
+        elif 'mean' in nm: b.normal_()
+    return model.double().eval()
+
+def some(groups, share=.4, seed=0):
+    "Remove a share of every group at random; one neuron stays."
+    rng = np.random.default_rng(seed)
+    return {g.name:np.sort(rng.choice(g.n, max(1, g.n-round(share*g.n)), replace=False)) for g in groups}
+
+def law(model, *inputs, seed=0, **kwargs):
+    "Cut a copy, silence another, and return both outputs and the table."
+    groups = trace(model, *inputs, **kwargs)
+    keep = some(groups, seed=seed)
+    masked,small = silence(copy.deepcopy(model), groups, keep),copy.deepcopy(model)
+    after = cut(small, groups, keep)
+    with torch.no_grad(): return small(*inputs),masked(*inputs),groups,small,after
+
+def assert_law(model, *inputs, **kwargs):
+    got,want,groups,small,_ = law(lively(model), *inputs, **kwargs)
+    assert len(groups) and not groups.inexact
+    for a,b in zip(*(o if isinstance(o, tuple) else (o,) for o in (got, want))): torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+    small.train()
+    out = small(*inputs)
+    sum(o.sum() for o in (out if isinstance(out, tuple) else (out,))).backward()
+    return groups
+
+# ---- joints
+
+def test_residual_sum_ties_layers():
+    net = Net(lambda m,x: m.d((h := m.a(x).relu()) + m.c(m.n(m.b(h)).relu())),
+              a=conv(3, 6), b=conv(6, 4, 3), n=nn.BatchNorm2d(4), c=conv(4, 6), d=conv(6, 2))
+    groups = assert_law(net, image)
+    assert {nm:n for nm,(n,_) in shapes(groups).items()}=={'a':6, 'b':4}
+    assert groups['a'].places=={('a.weight', 0):1, ('a.bias', 0):1, ('b.weight', 1):1, ('c.weight', 0):1, ('c.bias', 0):1, ('d.weight', 1):1}
+
+def test_concat_reads_the_right_channels():
+    "The branches of a concat are judged and cut by their own columns of the consumer."
+    net = Net(lambda m,x: m.c(torch.cat([m.a(x), m.b(x)], 1)), a=conv(3, 4), b=conv(3, 5), c=conv(9, 2))
+    groups = assert_law(net, image)
+    at = {g.name:dict(g.members)['c.weight', 1].ravel().tolist() for g in groups}
+    assert at=={'a':[0, 1, 2, 3], 'b':[4, 5, 6, 7, 8]}
+
+def test_concat_removes_the_unimportant_of_the_second_branch():
+    from early_prune.criteria import rms_magnitude
+    from early_prune.ranking import Neurons, rank, scores
+    net = Net(lambda m,x: m.c(torch.cat([m.a(x), m.b(x)], 1)), a=conv(3, 8), b=conv(3, 8), c=conv(16, 2))
+    with torch.no_grad():
+        net.a.weight.fill_(1.); net.b.weight[:4] = .1; net.b.weight[4:] = 10.
+    groups = trace(net, image.float())
+    keep = rank(groups, scores(net, groups, rms_magnitude), Neurons(.25))
+    assert keep=={'a':tuple(range(8)), 'b':(4, 5, 6, 7)}
+
+def test_flatten():
+    net = nn.Sequential(conv(3, 4), nn.ReLU(), nn.Flatten(), nn.Linear(4*64, 5), nn.Linear(5, 2))
+    groups = assert_law(net, image)
+    assert groups['0'].places['3.weight', 1]==64
+
+@pytest.mark.parametrize('groups,n,per', [(2, 4, 2), (4, 4, 2), (8, 8, 1)])
+def test_grouped_convolution(groups, n, per):
+    "Two groups of four: positions go. Four groups of two and depthwise: whole groups go."
+    net = nn.Sequential(conv(3, 8), conv(8, 8, 3, groups=groups), nn.BatchNorm2d(8), conv(8, 2))
+    found = assert_law(net, image)
+    assert (found['0'].n, found['0'].places['0.weight', 0])==(n, per)
+
+@pytest.mark.parametrize('groups', [1, 2, 4])
+def test_transposed_convolution(groups):
+    assert_law(nn.Sequential(conv(3, 8), nn.ConvTranspose2d(8, 4, 2, 2, groups=groups), nn.ReLU(), conv(4, 2)), image)
+
+def test_channel_shuffle():
+    def shuffle(x): return x.view(len(x), 2, x.shape[1]//2, *x.shape[2:]).transpose(1, 2).flatten(1, 2)
+    net = Net(lambda m,x: m.c(shuffle(m.b(m.a(x)))), a=conv(3, 8), b=conv(8, 8, 3, groups=2), c=conv(8, 2))
+    assert len(assert_law(net, image))==2
+
+def test_squeeze_excitation():
+    net = Net(lambda m,x: m.d((h := m.a(x)) * m.c(m.b(h.mean((2, 3), keepdim=True)).relu()).sigmoid()),
+              a=conv(3, 6), b=conv(6, 3), c=conv(3, 6), d=conv(6, 2))
+    assert {g.name:g.n for g in assert_law(net, image)}=={'a':6, 'b':3}
+
+def test_chunk_ties_halves():
+    net = Net(lambda m,x: m.b(torch.mul(*m.a(x).chunk(2, 1))), a=conv(3, 8), b=conv(4, 2))
+    groups = assert_law(net, image)
+    assert (groups['a'].n, groups['a'].places['a.weight', 0])==(4, 2)
+
+def test_pixel_shuffle_and_padding():
+    net = Net(lambda m,x: m.b(F.pixel_shuffle(F.pad(m.a(x), (1, 1, 1, 1)), 2)), a=conv(3, 8), b=conv(2, 2))
+    assert assert_law(net, image)['a'].places['a.weight', 0]==4
+    net = Net(lambda m,x: m.b(m.a(x) + F.pad(m.s(x), (0, 0, 0, 0, 1, 2))), a=conv(3, 6), s=conv(3, 3), b=conv(6, 2))
+    assert len(assert_law(net, image))>=1
+
+def test_tied_weights_and_functional_calls():
+    net = Net(lambda m,x: F.linear(m.b(m.a(x).relu()), m.a.weight.T), a=nn.Linear(5, 7), b=nn.Linear(7, 7))
+    groups = assert_law(net, torch.randn(4, 5).double())
+    assert ('a.weight', 0) in groups['a'].places
+    shared = nn.Linear(6, 6)
+    net = nn.Sequential(nn.Linear(3, 6), shared, nn.ReLU(), shared, nn.Linear(6, 2))
+    found = assert_law(net, torch.randn(4, 3).double())
+    assert found[0].places['1.weight', 0]==1 and found[0].places['1.weight', 1]==1
+
+def test_bare_parameters_and_buffers():
+    net = Net(lambda m,x: m.b(m.scale*m.a(x)+m.shift), a=nn.Linear(3, 6), b=nn.Linear(6, 2))
+    net.scale = nn.Parameter(torch.ones(6))
+    net.register_buffer('shift', torch.ones(6))
+    places = assert_law(net, torch.randn(4, 3).double())['a'].places
+    assert ('scale', 0) in places and ('shift', 0) in places
+
+def test_control_flow_inputs_and_outputs():
+    def forward(m, x, y):
+        h = m.a(x)
+        for layer in (m.b, m.c): h = h + layer(h).relu()
+        return (m.d(h + m.e(y)), m.f(h))
+    net = Net(forward, a=nn.Linear(3, 6), b=nn.Linear(6, 6), c=nn.Linear(6, 6), d=nn.Linear(6, 2), e=nn.Linear(4, 6), f=nn.Linear(6, 1))
+    groups = assert_law(net, torch.randn(5, 3).double(), torch.randn(5, 4).double())
+    assert [g.n for g in groups]==[6] and ('e.weight', 0) in groups[0].places
+
+def test_embedding():
+    net = Net(lambda m,i: m.b(m.a(i).mean(1)), a=nn.Embedding(10, 6), b=nn.Linear(6, 2))
+    groups = assert_law(net, torch.randint(0, 10, (4, 5)))
+    assert groups['a'].places=={('a.weight', 1):1, ('b.weight', 1):1}
+    assert 'number' in groups.fixed['a.weight', 0]
+
+def test_heads_of_one_projection():
+    class Attention(nn.Module):
+        def __init__(self): super().__init__(); self.num_heads,self.head_dim = 4,3; self.qkv,self.proj = nn.Linear(6, 36),nn.Linear(12, 6)
+        def forward(self, x):
+            q,k,v = self.qkv(x).reshape(*x.shape[:2], 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
+            return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+    net = nn.Sequential(nn.Linear(3, 6), Attention(), nn.Linear(6, 2))
+    got,want,groups,small,_ = law(lively(net), torch.randn(2, 5, 3).double())
+    torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
+    assert groups['1.qkv'].n==4 and small[1].num_heads==2 and small[1].head_dim==3
+
+# ---- safety
+
+def test_unknown_operator_fixes():
+    net = Net(lambda m,x: m.c(torch.fft.fft(m.b(m.a(x))).real), a=nn.Linear(3, 6), b=nn.Linear(6, 5), c=nn.Linear(5, 2))
+    groups = assert_law(net, torch.randn(4, 3).double())
+    assert [g.name for g in groups]==['a'] and 'no rule for `_fft_r2c`' in groups.fixed['b.weight', 0]
+
+@pytest.mark.parametrize('forward,why', [
+    (lambda m,x: m.b(m.a(x).view(len(x), 6, -1).flatten(1)), 'stops'),
+    (lambda m,x: m.b(m.a(x)[:, :3].repeat(1, 2)), 'part'),
+    (lambda m,x: m.b(m.a(x)*torch.ones(6, dtype=x.dtype)), 'fixed size'),
+    (lambda m,x: m.b(m.a(x).softmax(1)), 'softmax'),
+    (lambda m,x: m.b(m.a(x)[:, torch.arange(6).flip(0)]), 'number'),
+    (lambda m,x: m.a(x), 'output'),
+], ids=['size in the code', 'slice', 'constant', 'softmax', 'index', 'output'])
+def test_fixed_with_a_reason(forward, why):
+    net = lively(Net(forward, a=nn.Linear(3, 6), b=nn.Linear(6, 2)))
+    groups = trace(net, torch.randn(4, 3).double())
+    assert len(groups)==0 and any(why in o for o in groups.fixed.values()), groups.fixed
+
+def test_a_hard_coded_size_is_found_among_others():
+    "Only the layer whose size stands in the code is fixed."
+    net = Net(lambda m,x: m.c(m.b(m.a(x).relu()).view(-1, 5)), a=nn.Linear(3, 6), b=nn.Linear(6, 5), c=nn.Linear(5, 2))
+    assert [g.name for g in assert_law(net, torch.randn(4, 3).double())]==['a']
+
+def test_unused_parameters_are_fixed():
+    net = Net(lambda m,x: m.b(m.a(x)), a=nn.Linear(3, 6), b=nn.Linear(6, 2), c=nn.Linear(4, 4))
+    assert 'never used' in trace(net, torch.randn(2, 3)).fixed['c.weight', 0]
+
+def test_parts_used_only_in_training_shrink_too():
+    def forward(m, x):
+        h = m.a(x)
+        return (m.b(h), m.aux(h)) if m.training else m.b(h)
+    groups = trace(Net(forward, a=conv(3, 6), b=conv(6, 2), aux=conv(6, 2)).eval(), image.float()[:1])
+    assert ('aux.weight', 1) in groups['a'].places
+
+def test_nothing_is_changed():
+    net = get_model('resnet18', weights=None).train()
+    net.layer1[0].eval()
+    net.fc.requires_grad_(False)
+    before,modes = {k:v.clone() for k,v in net.state_dict().items()},[m.training for m in net.modules()]
+    attributes = [dict(vars(m)) for m in net.modules()]
+    rng = torch.get_rng_state()
+    trace(net, torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
+    assert rng.equal(torch.get_rng_state())
+    assert [m.training for m in net.modules()]==modes and all(net.state_dict()[k].equal(v) for k,v in before.items())
+    assert all(vars(m).keys()==o.keys() for m,o in zip(net.modules(), attributes))
+    assert not any(hasattr(p, 'dyes') or hasattr(p, 'name_in_model') for p in net.parameters())
+
+def test_a_network_is_freed():
+    net = get_model('mobilenet_v2', weights=None)
+    groups,gone = trace(net, torch.randn(1, 3, 32, 32)),weakref.ref(net)
+    cut(net, groups, some(groups))
+    del net
+    gc.collect()
+    assert gone() is None
+
+def test_errors():
+    net = nn.Linear(3, 2)
+    with pytest.raises(ValueError, match='example inputs'): trace(net)
+    with pytest.raises(ValueError, match='could not be run'): trace(net, torch.randn(2, 4))
+    with pytest.raises(ValueError, match='real=True'): trace(Net(lambda m,x: m.a(x[x>0].view(1, -1)), a=net), torch.randn(1, 3))
+    with pytest.raises(KeyError, match='no group'): trace(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), torch.randn(2, 3))['x']
+
+def test_real_arithmetic():
+    "A network whose course depends on values is traced with numbers."
+    def forward(m, x):
+        h = m.a(x)
+        return m.b(h.relu() if x.sum()>-1e9 else h)
+    net = Net(forward, a=nn.Linear(3, 6), b=nn.Linear(6, 2))
+    assert [g.n for g in assert_law(net, torch.randn(4, 3).double(), real=True)]==[6]
+
+def test_wrappers_are_looked_into():
+    net = get_model('resnet18', weights=None)
+    assert plain(nn.DataParallel(net)) is net and plain(torch.compile(net, backend='eager')) is net
+    a,b = (trace(o, torch.randn(1, 3, 32, 32)) for o in (net, nn.DataParallel(net)))
+    assert shapes(a)==shapes(b)
+
+def test_json_round_trip():
+    groups = trace(get_model('mobilenet_v3_small', weights=None), torch.randn(1, 3, 32, 32))
+    again = Groups.from_json(groups.to_json())
+    assert shapes(again)==shapes(groups) and again.fixed==groups.fixed and again.made==groups.made
+    assert all((a==b).all() for (_,_,a),(_,_,b) in zip(again.sizes, groups.sizes)) and again.origin()==groups.origin()
+
+# ---- attention classes
+
+@pytest.mark.parametrize('kwargs', [{}, dict(batch_first=True), dict(bias=False), dict(kdim=6, vdim=7)], ids=str)
+@pytest.mark.parametrize('options', [{}, dict(need_weights=False), dict(average_attn_weights=False), 'float', 'bool', 'padding'], ids=str)
+def test_headwise_attention_is_the_same(kwargs, options):
+    m = nn.MultiheadAttention(12, 3, **kwargs).eval()
+    first = kwargs.get('batch_first', False)
+    q,k,v = (torch.randn(5, 4, n) for n in (12, kwargs.get('kdim', 12), kwargs.get('vdim', 12)))
+    n,length = (5, 4) if first else (4, 5)
+    options = {'float':dict(attn_mask=torch.randn(length, length)), 'bool':dict(attn_mask=torch.ones(n*3, length, length).triu(1).bool()),
+               'padding':dict(key_padding_mask=torch.arange(length).expand(n, length)>2)}.get(options, options) if isinstance(options, str) else options
+    want = m(q, k, v, **options)
+    with headwise(m): got = m(q, k, v, **options)
+    assert type(m) is nn.MultiheadAttention
+    for a,b in zip(got, want): torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+def test_unbatched_attention():
+    m,x = nn.MultiheadAttention(12, 3).eval(),torch.randn(5, 12)
+    want = m(x, x, x)
+    with headwise(m): got = m(x, x, x)
+    for a,b in zip(got, want): torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+@pytest.mark.parametrize('name,size', [('swin_t', 72), ('swin_v2_t', 80), ('maxvit_t', 224)])
+def test_window_attention_is_the_same(name, size):
+    "Padded and shifted windows included: the sizes are no multiples of the window."
+    torch.manual_seed(0)
+    net,x = get_model(name, weights=None).eval(),torch.randn(1, 3, size, size)
+    with torch.no_grad():
+        want = net(x)
+        with headwise(net):
+            assert any(type(m) in HEADWISE.values() for m in net.modules())
+            torch.testing.assert_close(net(x), want, rtol=1e-4, atol=1e-5)
+
+# ---- random networks
+
+class Random(nn.Module):
+    "A random network from a list of draws: every step makes a new map from earlier ones."
+    def __init__(self, draws):
+        super().__init__()
+        self.steps,self.layers,self.widths = [],nn.ModuleDict(),[3]
+        for i,(kind,a,b,n) in enumerate(draws):
+            a,b = a%len(self.widths),b%len(self.widths)
+            getattr(self, f'_{kind}')(str(i), a, b, n)
+        self.head = nn.Linear(self.widths[-1], 2)
+
+    def _new(self, i, layer, a, width, f=None):
+        if layer is not None: self.layers[i] = layer
+        self.steps.append((f or (lambda m,xs: m.layers[i](xs[a]))))
+        self.widths.append(width)
+
+    def _conv(self, i, a, b, n): self._new(i, conv(self.widths[a], n, 3), a, n)
+    def _grouped(self, i, a, b, n):
+        g = next(o for o in (4, 3, 2, 1) if self.widths[a]%o==0)
+        self._new(i, conv(self.widths[a], g*n, 3, groups=g), a, g*n)
+    def _depthwise(self, i, a, b, n): self._new(i, conv(self.widths[a], self.widths[a], 3, groups=self.widths[a]), a, self.widths[a])
+    def _norm(self, i, a, b, n): self._new(i, nn.BatchNorm2d(self.widths[a]), a, self.widths[a])
+    def _act(self, i, a, b, n): self._new(i, nn.SiLU(), a, self.widths[a])
+    def _add(self, i, a, b, n):
+        if self.widths[a]==self.widths[b]: self._new(i, None, a, self.widths[a], lambda m,xs: xs[a]+xs[b])
+        else: self._new(i, conv(self.widths[a], self.widths[b]), a, self.widths[b], lambda m,xs: m.layers[i](xs[a])+xs[b])
+    def _cat(self, i, a, b, n): self._new(i, None, a, self.widths[a]+self.widths[b], lambda m,xs: torch.cat([xs[a], xs[b]], 1))
+    def _gate(self, i, a, b, n):
+        self._new(i, conv(self.widths[a], self.widths[a]), a, self.widths[a], lambda m,xs: xs[a]*m.layers[i](xs[a].mean((2, 3), keepdim=True)).sigmoid())
+    def _halves(self, i, a, b, n):
+        if self.widths[a]%2: return self._conv(i, a, b, n)
+        self._new(i, None, a, self.widths[a]//2, lambda m,xs: torch.sub(*xs[a].chunk(2, 1)))
+    def _shuffle(self, i, a, b, n):
+        if self.widths[a]%2: return self._act(i, a, b, n)
+        self._new(i, None, a, self.widths[a], lambda m,xs: xs[a].unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2))
+    def _slice(self, i, a, b, n):
+        k = min(n, self.widths[a])
+        self._new(i, None, a, k, lambda m,xs: xs[a][:, :k])
+    def _tokens(self, i, a, b, n):
+        d = self.widths[a]
+        if d%2: return self._conv(i, a, b, n)
+        def attend(m, xs):
+            t = xs[a].flatten(2).transpose(1, 2)
+            return (t+m.layers[i](t, t, t, need_weights=False)[0]).transpose(1, 2).unflatten(2, xs[a].shape[2:])
+        self._new(i, nn.MultiheadAttention(d, 2, batch_first=True), a, d, attend)
+
+    def forward(self, x):
+        xs = [x]
+        for step in self.steps: xs.append(step(self, xs))
+        return self.head(xs[-1].mean((2, 3)))
+
+KINDS = [nm[1:] for nm in vars(Random) if nm[0]=='_' and nm not in ('_new',) and nm[1]!='_']
+draws = st.lists(st.tuples(st.sampled_from(KINDS), st.integers(0, 30), st.integers(0, 30), st.integers(2, 6)), min_size=2, max_size=9)
+
+@settings(max_examples=120, deadline=None)
+@given(draws=draws, seed=st.integers(0, 5))
+def test_the_law_holds_or_the_group_is_fixed(draws, seed):
+    net = lively(Random(draws))
+    x = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    got,want,groups,small,after = law(net, x, seed=seed)
+    assert got.shape==want.shape and not groups.inexact
+    torch.testing.assert_close(got, want, rtol=1e-7, atol=1e-7*max(1., want.abs().max().item()))
+    tensors = dict(small.named_parameters())
+    for (nm,d),mine in after.slots.items():
+        if nm in tensors: assert tensors[nm].shape[d]==len(mine)
+    small.train()(x).sum().backward()
