@@ -47,21 +47,23 @@ def _on_meta(t): return t if t.is_meta else torch.empty_like(t, device='meta')
 
 def _tensors(tree): return [o for o in tree_leaves(tree) if isinstance(o, Tensor)]
 
-# %% ../nbs/08_dependency.ipynb #a3c82f1f
+# %% ../nbs/08_dependency.ipynb #7a099d57
 class Dyes(TorchDispatchMode):
     "Run a network and record where the colours of its parameters meet."
     def __init__(self,
         real:bool=False, # Calculate with numbers; `False`: shapes only, on the meta device
     ):
         super().__init__()
-        self.real,self.op,self.path,self.used = real,'',[],set()
+        self.real,self.op,self.path,self.used,self.last = real,'',[],set(),()
         self.ties,self.fixed,self.splits,self.counts,self.inexact,self.made = [],[],[],[],[],[]
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if not self.real: args,kwargs = self.to_meta(args, kwargs)
-        out,inputs = func(*args, **kwargs),_tensors((args, kwargs))
-        self.op = func._schema.name.partition('::')[2]
+        inputs,self.op = _tensors((args, kwargs)),func._schema.name.partition('::')[2]
+        self.last = inputs
+        out = func(*args, **kwargs)
+        self.last = ()
         self.used |= {t.name_in_model for t in inputs if hasattr(t, 'name_in_model')}
         if any(self.of(t) for t in inputs): self.follow(func, out, args, kwargs)
         return out
@@ -819,14 +821,14 @@ def _sizes(dyes, labels, number):
             if getattr(module, attr, None)==len(units): found[name, attr] = np.sort(units)
     return tuple((*place, o) for place,o in found.items() if (o>=0).any())
 
-# %% ../nbs/08_dependency.ipynb #0ebb4834
+# %% ../nbs/08_dependency.ipynb #956389bc
 def _grown(t, place, slots, times, real):
     t = t.detach() if real else torch.empty_like(t, device='meta')
     for d in range(t.ndim):
         if (mine := slots.get((place, d))) is None: continue
         n = times[mine]
         if real:
-            doubles = (np.cumsum(n)-n)[n>1]+1
+            doubles = np.setdiff1d(np.arange(n.sum()), (np.cumsum(n)-n)[n>0])
             t = t.repeat_interleave(torch.from_numpy(n).to(t.device), d)
             t = t.index_fill(d, torch.from_numpy(doubles).to(t.device), 0)
         else: t = t.new_empty([*t.shape[:d], int(n.sum()), *t.shape[d+1:]])
@@ -864,20 +866,32 @@ def resized(self:Groups,
     finally:
         for m,attr,was in reversed(old): setattr(m, attr, was)
 
-# %% ../nbs/08_dependency.ipynb #db14d5d5
+# %% ../nbs/08_dependency.ipynb #82eb9714
 STOPS = RuntimeError,ValueError,TypeError,IndexError,KeyError,AttributeError,AssertionError,ZeroDivisionError
 
+def _growth(groups, trying):
+    times,sizes,seen = np.ones(groups.n_neurons+1, np.int64),np.bincount(groups.group_of),{}
+    for g in trying:
+        seen[sizes[g]] = seen.get(sizes[g], 1)+1
+        times[np.searchsorted(groups.group_of, g)] = seen[sizes[g]]
+    return times
+
 def _failing(model, inputs, groups, trying, shapes, real):
-    times = np.ones(groups.n_neurons+1, np.int64)
-    times[np.searchsorted(groups.group_of, trying)] = 2
+    times,dyes = _growth(groups, trying),Dyes(real)
     colours = {place:np.repeat(mine+1, times[mine]) for place,mine in groups.slots.items()}
     try:
-        with groups.resized(model, times, real) as tensors: dyes,got = _flow(model, inputs, tensors, colours, real)
+        with groups.resized(model, times, real) as tensors: got = _flow(model, inputs, tensors, colours, dyes)
     except STOPS as e:
         why = f'the network stops when it shrinks: {str(e).splitlines()[0][:100]}'
         if len(trying)==1: return {int(trying[0]):why}
-        halves = [_failing(model, inputs, groups, half, shapes, real) for half in np.array_split(trying, 2)]
-        return halves[0] | halves[1] or {int(g):why for g in trying}
+        reached = [groups.group_of[o[o>0]-1] for t in dyes.last for o in dyes.of(t)]
+        suspects = np.intersect1d(trying, np.concatenate([*reached, np.zeros(0, int)]))
+        if len(suspects) in (0, len(trying)): suspects = trying
+        if len(suspects)==1: return {int(suspects[0]):why}
+        others = np.setdiff1d(trying, suspects)
+        halves = [_failing(model, inputs, groups, np.union1d(others, o), shapes, real)
+                  for o in np.array_split(suspects, 2)]
+        return halves[0] | halves[1] or {int(g):why for g in suspects}
     if got!=shapes: return {int(g):'the output changes its shape' for g in trying}
     return _contradictions(dyes, groups.group_of)
 
@@ -912,7 +926,7 @@ def origin(self:Groups
     "Say which neurons of the first network these are."
     return self.past or {g.name:tuple(range(g.n)) for g in self}
 
-# %% ../nbs/08_dependency.ipynb #8fcffbf4
+# %% ../nbs/08_dependency.ipynb #b9528a2b
 @contextmanager
 def _paths(model, dyes):
     names = {m:nm for nm,m in model.named_modules()}
@@ -926,23 +940,22 @@ def _paths(model, dyes):
         torch.backends.mha.set_fastpath_enabled(fast)
         for h in hooks: h.remove()
 
-def _flow(model, inputs, tensors, colours, real):
-    dyes = Dyes(real)
+def _flow(model, inputs, tensors, colours, dyes):
     for nm,t in tensors.items():
         t.name_in_model = nm
         dyes.pour(t, [_laid(colours[nm, d], d, t.ndim) for d in range(t.ndim) if (nm, d) in colours])
-    inputs = inputs if real else tree_map_only(Tensor, lambda t: torch.empty_like(t, device='meta'), inputs)
+    inputs = inputs if dyes.real else tree_map_only(Tensor, lambda t: torch.empty_like(t, device='meta'), inputs)
     try:
         ready = evaluating(model),headwise(model),torch.no_grad(),_paths(model, dyes),sdpa_kernel(SDPBackend.MATH),dyes
         with ExitStack() as stack:
             for o in ready: stack.enter_context(o)
             out = call_with(model, tensors, *inputs)
             shapes = _leaves(dyes, out)
-            if not real and not dyes.used>={nm for nm,_ in model.named_parameters()}:
+            if not dyes.real and not dyes.used>={nm for nm,_ in model.named_parameters()}:
                 _train_flow(model, tensors, inputs, dyes)
     finally:
         for t in tensors.values(): del t.dyes,t.name_in_model
-    return dyes,shapes
+    return shapes
 
 def _leaves(dyes, out):
     dyes.path.clear()
@@ -954,7 +967,7 @@ def _train_flow(model, tensors, inputs, dyes):
     model.train()
     _leaves(dyes, call_with(model, tensors, *twice))
 
-# %% ../nbs/08_dependency.ipynb #e723fbf3
+# %% ../nbs/08_dependency.ipynb #bea7e90f
 def plain(
     model:nn.Module, # Network, possibly compiled or wrapped for several devices
 )->nn.Module:        # The network inside, with the names it was written with
@@ -980,7 +993,8 @@ def trace(
     starts = np.cumsum([1, *(n for _,_,n in places)])
     colours = {(nm, d):np.arange(a, a+n) for (nm,d,n),a in zip(places, starts)}
     copies = {nm:_grown(t, nm, {}, None, real) for nm,t in tensors.items()}
-    try: dyes,shapes = _flow(model, inputs, copies, colours, real)
+    dyes = Dyes(real)
+    try: shapes = _flow(model, inputs, copies, colours, dyes)
     except Exception as e:
         hint = '' if real else '. If its course depends on values, call `trace` with `real=True`'
         why = f'{type(model).__name__} could not be run on the example inputs: {str(e).splitlines()[0]}'

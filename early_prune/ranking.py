@@ -7,10 +7,11 @@ __all__ = ['l1_norm', 'taylor_fo', 'NEURON_CRITERIA', 'of_neurons', 'filters', '
            'Averaged', 'l2_norm', 'fpgm', 'lamp', 'random_neurons', 'Neurons', 'Params', 'Flops', 'Latency', 'Limits',
            'reachable', 'rank', 'widths']
 
-# %% ../nbs/09_ranking.ipynb #bc67d536
+# %% ../nbs/09_ranking.ipynb #05454c21
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from math import ceil, gcd
 
 import numpy as np
@@ -26,18 +27,21 @@ from .core import call_with, evaluating, latency
 from .criteria import magnitude, random_scores, taylor
 from .dependency import Groups, headwise, plain
 
-# %% ../nbs/09_ranking.ipynb #21282a05
+# %% ../nbs/09_ranking.ipynb #b30666f3
 def of_neurons(
-    criterion:Callable, # `(model, groups) -> scores`, `(n_neurons,)`
-)->Callable:            # The same function
+    criterion:Callable=None, # `(model, groups) -> scores`, `(n_neurons,)`
+    gradient:bool=False,     # Whether it reads gradients, so that it is averaged over batches
+)->Callable:                 # The same function
     "Mark a function as a criterion for neurons."
-    criterion.of_neurons = True
+    if criterion is None: return partial(of_neurons, gradient=gradient)
+    criterion.of_neurons,criterion.gradient = True,gradient
     return criterion
 
 def _added(groups, parts, device, mean=False):
     total = torch.zeros(groups.n_neurons+1, device=device)
     if not parts: return total[:-1]
-    at = torch.from_numpy(np.concatenate([mine for _,mine in parts])).to(device)
+    at = np.concatenate([mine for _,mine in parts])
+    at = torch.from_numpy(np.where(at<0, groups.n_neurons, at)).to(device)
     values = torch.cat([v.detach().float() for v,_ in parts])
     total.index_add_(0, at, values)
     if mean: total /= torch.zeros_like(total).index_add_(0, at, torch.ones_like(values)).clamp(min=1)
@@ -45,7 +49,7 @@ def _added(groups, parts, device, mean=False):
 
 def _device(model): return next(model.parameters()).device
 
-# %% ../nbs/09_ranking.ipynb #f6f86c62
+# %% ../nbs/09_ranking.ipynb #c0ee9711
 def _rows(p, dim):
     rows = p.detach().movedim(dim, 0)
     rows.grad = None if p.grad is None else p.grad.detach().movedim(dim, 0)
@@ -62,36 +66,40 @@ def filters(
 def over_filters(
     criterion:Callable, # `(p) -> scores` of chapter 03
     total:bool=False,   # Add up over the filter and over joined layers; `False`: take means
+    gradient:bool=False,# Whether `criterion` reads gradients
 )->Callable:            # `(model, groups) -> scores`
     "Turn a criterion for weights into one for neurons."
-    @of_neurons
-    def _score(
+    @of_neurons(gradient=gradient)
+    def _filters(
         model:nn.Module, # Network; gradient criteria want a backward pass before
         groups:Groups,   # Its table
     )->Tensor:           # Scores, `(n_neurons,)`
         found = [(criterion(p).float().flatten(1), mine) for _,p,mine in filters(model, groups)]
         parts = [(s.sum(1) if total else s.mean(1), mine) for s,mine in found]
         return _added(groups, parts, _device(model), mean=not total)
-    _score.__name__,_score.__doc__ = f'over_filters({getattr(criterion, "__name__", criterion)})',criterion.__doc__
-    return _score
+    _filters.__name__,_filters.__doc__ = f'over_filters({getattr(criterion, "__name__", criterion)})',criterion.__doc__
+    return _filters
 
 l1_norm = over_filters(magnitude, total=True)
-taylor_fo = over_filters(taylor, total=True)
+taylor_fo = over_filters(taylor, total=True, gradient=True)
 
-# %% ../nbs/09_ranking.ipynb #8df24048
+# %% ../nbs/09_ranking.ipynb #266a70a9
+def _score(model, groups, criterion):
+    return (criterion if hasattr(criterion, 'of_neurons') else over_filters(criterion))(model, groups)
+
 def scores(
     model:nn.Module,    # Network; gradient criteria want a backward pass before
     groups:Groups,      # Its table from `trace`
     criterion:Callable, # Criterion for neurons, or for weights, which is then averaged over filters
 )->Tensor:              # Score of each neuron, `(n_neurons,)`, high = keep
     "Score all neurons."
-    found = (criterion if hasattr(criterion, 'of_neurons') else over_filters(criterion))(plain(model), groups)
+    found = _score(plain(model), groups, criterion)
     if (bad := found.isnan()).any():
         group = list(groups)[groups.group_of[bad.nonzero()[0].item()]]
         raise ValueError(f'{int(bad.sum())} scores are NaN, the first in {group.name}: are the weights finite?')
     return found
 
-# %% ../nbs/09_ranking.ipynb #7532e95e
+# %% ../nbs/09_ranking.ipynb #a6ca6938
 def _norms(model, groups):
     found = [m for nm,m in model.named_modules() if isinstance(m, _BatchNorm) and (f'{nm}.weight', 0) in groups.slots]
     mine = [groups.slots[f'{nm}.weight', 0] for nm,m in model.named_modules() if m in found]
@@ -110,7 +118,7 @@ def bn_scale(
     parts = [(m.weight.detach().abs(), mine) for m,mine in _norms(model, groups)]
     return _added(groups, parts, _device(model), mean=True)
 
-@of_neurons
+@of_neurons(gradient=True)
 def taylor_bn(
     model:nn.Module, # Network with a batch norm in every group, after a backward pass
     groups:Groups,   # Its table
@@ -122,10 +130,10 @@ def taylor_bn(
         parts.append((m.weight.detach()*m.weight.grad + m.bias.detach()*m.bias.grad, mine))
     return _added(groups, parts, _device(model)).abs()
 
-# %% ../nbs/09_ranking.ipynb #e5cc394b
+# %% ../nbs/09_ranking.ipynb #fb95ee20
 class Averaged:
     "A criterion for neurons that averages `criterion` over the batches it observes."
-    of_neurons = True
+    of_neurons,gradient = True,True
     def __init__(self,
         criterion:Callable=taylor_bn, # `(model, groups) -> scores`, read after each backward pass
     ): self.criterion,self.total,self.n = criterion,None,0
@@ -140,7 +148,7 @@ class Averaged:
         groups:Groups,   # Its table
     ):
         "Add the scores of the current batch."
-        found = scores(model, groups, self.criterion)
+        found = _score(plain(model), groups, self.criterion)
         if self.total is not None and len(self.total)!=len(found): self.reset()
         self.total = found if self.total is None else self.total+found
         self.n += 1
@@ -203,7 +211,7 @@ def random_neurons(
 NEURON_CRITERIA = dict(l1_norm=l1_norm, l2_norm=l2_norm, taylor_fo=taylor_fo, taylor_bn=taylor_bn, bn_scale=bn_scale,
                        fpgm=fpgm, lamp=lamp, random=random_neurons)
 
-# %% ../nbs/09_ranking.ipynb #f24fdf81
+# %% ../nbs/09_ranking.ipynb #1535b8e6
 def _needed(unit, model, inputs):
     if model is None or not len(inputs): raise ValueError(f'`{unit}` needs `model` and example `inputs`')
 
@@ -218,6 +226,11 @@ class Neurons:
     ratio:float # Share to remove, in `(0, 1)`
     unit = 'neurons'
     def __post_init__(self): _share(self.ratio, 'ratio')
+
+    def target(self, dense):
+        "What may stay of a network that costs `dense`."
+        return dense-round(dense*self.ratio)
+
     def meter(self, groups, model, inputs):
         "Return a function from who stays to the number of neurons."
         return lambda stay: int(stay.sum())
@@ -237,7 +250,7 @@ class Params(Neurons):
             return sum(int(np.prod([left(nm, d, n) for d,n in enumerate(shape)])) for nm,shape in shapes.items())
         return _count
 
-# %% ../nbs/09_ranking.ipynb #0378297a
+# %% ../nbs/09_ranking.ipynb #bb0aa2bf
 @dataclass(frozen=True)
 class Flops(Neurons):
     "Remove a share of the FLOPs of one forward pass."
@@ -259,6 +272,11 @@ class Latency(Neurons):
     "Remove a share of the time of one forward pass, measured on the device of the network."
     ratio:float # Share to remove, in `(0, 1)`
     unit = 'ms'
+
+    def target(self, dense):
+        "What may stay of a network that takes `dense` milliseconds."
+        return dense*(1-self.ratio)
+
     def meter(self, groups, model, inputs):
         "Return a function from who stays to milliseconds."
         _needed('Latency', model, inputs)
@@ -269,19 +287,28 @@ class Latency(Neurons):
                 return latency(small, *inputs)
         return _time
 
-# %% ../nbs/09_ranking.ipynb #7b20fed7
+# %% ../nbs/09_ranking.ipynb #c5c32e1e
 @dataclass(frozen=True)
 class Limits:
     "What a ranking must respect."
-    floor:int|float=1  # Neurons that stay in each group, or their share in `(0, 1)`
+    floor:int|float|dict=1 # Neurons that stay in each group, or their share in `(0, 1)`; or `{group name: number}`
     round_to:int=1     # Widths are multiples of this, such as 8 for tensor cores
     ignore:tuple=()    # Names of groups or layers that stay whole
     per_group:bool=False # Every group loses the same share
 
     def __post_init__(self):
-        if self.floor<=0 or self.floor>=1 and self.floor!=int(self.floor):
+        lowest = min(self.floor.values(), default=1) if isinstance(self.floor, dict) else self.floor
+        if lowest<=0 or lowest>=1 and lowest!=int(lowest):
             raise ValueError(f'`floor` is a number of neurons >= 1 or a share in (0, 1), got {self.floor!r}')
         if self.round_to<1: raise ValueError(f'`round_to` is at least 1, got {self.round_to!r}')
+
+    def _least(self, group):
+        floor = self.floor.get(group.name, 1) if isinstance(self.floor, dict) else self.floor
+        return min(group.n, ceil(floor*group.n) if floor<1 else int(floor))
+
+    def floors(self, groups):
+        "Fewest neurons that stay, `{group name: number}`."
+        return {g.name:self._least(g) for g in groups}
 
     def of(self, groups):
         "For each group: neurons, fewest that stay, and step of its width in neurons."
@@ -291,7 +318,7 @@ class Limits:
         n = np.array([g.n for g in found])
         wide = np.array([max((idxs.shape[1] for p,idxs in g.members if p in groups.made), default=1) for g in found])
         step = np.array([self.round_to//gcd(self.round_to, int(w)) for w in wide])
-        least = np.array([min(g.n, ceil(self.floor*g.n) if self.floor<1 else int(self.floor)) for g in found])
+        least = np.array([self._least(g) for g in found])
         whole = np.array([any(_touches(g, o) for o in self.ignore) for g in found])
         return n,np.where(whole, n, np.minimum(n, -(-least//step)*step)),step
 
@@ -318,7 +345,7 @@ class _Order:
         kept = np.minimum(self.n, -(-(self.n-gone)//self.step)*self.step)
         return self.place<kept[self.groups.group_of]
 
-# %% ../nbs/09_ranking.ipynb #5a9a82e2
+# %% ../nbs/09_ranking.ipynb #cd2c2e37
 def reachable(
     groups:Groups,          # Table from `trace`
     budgets,                # One budget or several
@@ -331,7 +358,7 @@ def reachable(
     for budget in budgets if isinstance(budgets, (list, tuple)) else [budgets]:
         meter = budget.meter(groups, model, inputs)
         dense,least = meter(np.ones(groups.n_neurons, bool)),meter(order.stay(len(order.order)))
-        rows.append((budget.unit, dense, dense*(1-budget.ratio), least, bool(least<=dense*(1-budget.ratio))))
+        rows.append((budget.unit, dense, budget.target(dense), least, bool(least<=budget.target(dense))))
     return pd.DataFrame(rows, columns=['unit', 'dense', 'asked', 'least', 'possible']).set_index('unit')
 
 def rank(
@@ -340,13 +367,13 @@ def rank(
     budget,               # `Neurons`, `Params`, `Flops` or `Latency`
     model:nn.Module=None, # Network, for all budgets but `Neurons`
     inputs:tuple=(),      # Example inputs, for `Flops` and `Latency`
+    of:float=None,        # Cost that the budget is a share of; `None`: that of the network as it is
     **limits,             # `floor`, `round_to`, `ignore`, `per_group` of `Limits`
 )->dict:                  # `{group name: indices that stay}`, a tuple for each group
     "Choose the neurons to keep: the highest scores that fit into the budget."
     order,meter = _Order(groups, scores, Limits(**limits)),budget.meter(groups, model, inputs)
-    dense,low,high = meter(np.ones(groups.n_neurons, bool)),0,len(order.order)
-    target = dense*(1-budget.ratio)
-    if isinstance(budget, Neurons) and type(budget) is Neurons: target = dense-round(dense*budget.ratio)
+    dense,low,high = of or meter(np.ones(groups.n_neurons, bool)),0,len(order.order)
+    target = budget.target(dense)
     if (least := meter(order.stay(high)))>target:
         raise ValueError(f'{budget} cannot be met: {target:.4g} of {dense:.4g} {budget.unit} may stay, '
                          f'the least within the limits is {least:.4g}')

@@ -23,12 +23,13 @@ from .core import evaluating
 from .dependency import HEADS, HEADWISE, INNER, WIDTHS, Groups, plain
 from .masks import optimizer_state
 
-# %% ../nbs/10_surgery.ipynb #fd91b52b
+# %% ../nbs/10_surgery.ipynb #062c5e2b
 @patch
 def stay(self:Groups,
-    keep:dict,   # `{group name: indices that stay}`; groups that are not named stay whole
+    keep:dict,   # `{group name: indices that stay}`; groups that are not named stay whole; or the array itself
 )->np.ndarray:   # Whether each neuron stays, `(n_neurons,)`, bool
     "Turn kept indices into one array over all neurons."
+    if isinstance(keep, np.ndarray): return keep
     found,out = {g.name:g for g in self},np.ones(self.n_neurons, bool)
     for nm,idxs in keep.items():
         if nm not in found: raise KeyError(f'`keep` names no group: {nm!r}; groups are {", ".join(list(found)[:8])}')

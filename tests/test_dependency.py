@@ -189,6 +189,13 @@ def test_a_hard_coded_size_is_found_among_others():
     net = Net(lambda m,x: m.c(m.b(m.a(x).relu()).view(-1, 5)), a=nn.Linear(3, 6), b=nn.Linear(6, 5), c=nn.Linear(5, 2))
     assert [g.name for g in assert_law(net, torch.randn(4, 3).double())]==['a']
 
+def test_equal_sizes_are_no_coincidence():
+    "The code counts on two layers being equally wide; grown alike they would pass."
+    net = Net(lambda m,x: m.c(m.b(y := m.a(x)).reshape(len(x), y.shape[1], *x.shape[2:]))+m.d(y),
+              a=conv(3, 8), b=conv(8, 8), c=conv(8, 4), d=conv(8, 4))
+    groups = trace(net, image.float())
+    assert len(groups)==0 or len(assert_law(net, image))
+
 def test_unused_parameters_are_fixed():
     net = Net(lambda m,x: m.b(m.a(x)), a=nn.Linear(3, 6), b=nn.Linear(6, 2), c=nn.Linear(4, 4))
     assert 'never used' in trace(net, torch.randn(2, 3)).fixed['c.weight', 0]

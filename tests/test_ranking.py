@@ -87,6 +87,16 @@ def test_transposed_convolutions_are_read_by_their_output():
     net(x).sum().backward()
     torch.testing.assert_close(scores(net, groups, taylor_fo), taylor(net[0].weight).sum((0, 2, 3)))
 
+def test_a_maker_that_is_partly_fixed():
+    "Half of the filters are read by a slice and stay; the others are scored."
+    class Half(nn.Module):
+        def __init__(self): super().__init__(); self.a,self.b,self.c = nn.Linear(3, 8),nn.Linear(3, 4),nn.Linear(8, 2)
+        def forward(self, x): return self.c(self.a(x)+torch.cat([self.b(x), torch.ones(len(x), 4)], 1))
+    net = Half()
+    groups = trace(net, torch.randn(2, 3))
+    want = torch.stack([rms_magnitude(p)[:4, 0] for p in (net.a.weight, net.b.weight)]).mean(0).detach()
+    torch.testing.assert_close(scores(net, groups, rms_magnitude), want)
+
 def test_heads_are_scored_as_a_whole():
     class Attend(nn.Module):
         def __init__(self): super().__init__(); self.up,self.attn,self.down = nn.Linear(3, 12),nn.MultiheadAttention(12, 3, batch_first=True),nn.Linear(12, 2)

@@ -1,0 +1,357 @@
+"EarlyPruneCallback in the real life of a fastai `Learner`."
+import copy
+
+import numpy as np
+import pytest
+import torch
+from fastai.callback.channelslast import ChannelsLast
+from fastai.callback.core import Callback, CancelFitException
+from fastai.callback.fp16 import MixedPrecision
+from fastai.callback.schedule import Learner as _Learner  # noqa: F401  patches `fit_one_cycle`, `fine_tune`, `lr_find`
+from fastai.callback.tracker import EarlyStoppingCallback, SaveModelCallback
+from fastai.callback.training import GradientAccumulation
+from fastai.learner import Learner
+from fastai.metrics import accuracy
+from fastai.optimizer import SGD, Adam, Lamb, Lookahead, OptimWrapper, RAdam
+from fastai.torch_core import params, set_seed
+from torch import nn
+
+from early_prune.callbacks import EarlyPruneCallback, SparsifyCallback
+from early_prune.criteria import rms_magnitude
+from early_prune.data import digits
+from early_prune.dependency import trace
+from early_prune.models import resnet, small_cnn
+from early_prune.ranking import Averaged, Flops, Neurons, Params, bn_scale, taylor_bn, taylor_fo
+from early_prune.triggers import EPI, TAU_GRADIENT, TAU_MAGNITUDE, AtEpoch, EarlyBird, Never, epi
+
+def learner(seed=0, tmp=None, net=None, **kwargs):
+    set_seed(seed, reproducible=True)
+    learn = Learner(digits(limit=256, valid_limit=128), resnet(8) if net is None else net(), metrics=accuracy, path=tmp, **kwargs)
+    learn.remove_cb(learn.progress)
+    learn.logger = lambda row: None
+    return learn
+
+def early(budget=Neurons(.5), at=1, **kwargs):
+    return EarlyPruneCallback(budget, trigger=AtEpoch(at), **{'floor':2, 'burst':3, **kwargs})
+
+def check(learn, ratio=.5):
+    "The network has exactly the neurons that were asked for, and everything around it fits."
+    cb = learn.early_prune
+    assert cb.done and cb.groups.n_neurons==cb.dense-round(cb.dense*ratio)
+    opt = learn.opt
+    while 'opt' in vars(opt): opt = opt.opt
+    ours = {id(p) for p in learn.model.parameters()}
+    assert {id(p) for ps in learn.opt.param_lists for p in ps}==ours
+    for p in learn.model.parameters():
+        for k,v in opt.state.get(p, {}).items():
+            if isinstance(v, torch.Tensor) and v.numel()>1: assert v.shape==p.shape, k
+    assert trace(learn.model, *cb.inputs).n_neurons<=cb.groups.n_neurons
+    assert [m.name for m in learn.metrics]==['accuracy']
+
+def widths(learn): return [tuple(p.shape) for p in learn.model.parameters()]
+
+# ---- watching
+
+def test_history_and_columns():
+    learn = learner()
+    learn.fit_one_cycle(4, 1e-2, cbs=early(at=2))
+    check(learn)
+    cb = learn.early_prune
+    assert [o.epoch for o in cb.history]==[0, 1, 2] and cb.cut_at==2
+    assert learn.recorder.metric_names[3:7]==['accuracy', 'epi', 'neurons', 'mflops']
+    neurons,flops = ([row[i] for row in learn.recorder.values] for i in (4, 5))
+    assert neurons[0]==neurons[1]==cb.dense and neurons[2]==neurons[3]==cb.groups.n_neurons
+    assert flops[0]==flops[1]>flops[2]==flops[3]==cb.flops/1e6
+
+def test_epi_column_and_trigger_agree_with_the_pure_functions():
+    learn = learner()
+    class Deaf(EPI):
+        def __call__(self, history): return False
+    with pytest.warns(UserWarning, match='Nothing was cut.*it came to'):
+        learn.fit(6, 1e-3, cbs=EarlyPruneCallback(Neurons(.5), trigger=Deaf(1., window=2), floor=2))
+    cb = learn.early_prune
+    column = [row[3] for row in learn.recorder.values]
+    want = [epi(cb.history[:i+2], 2) for i in range(6)]
+    assert np.isnan(column[0]) and column[1:]==want[1:]
+    assert widths(learn)==widths(learner())
+
+def test_initial_subnetwork_of_a_gradient_criterion_comes_from_the_first_batch():
+    learn,seen = learner(),[]
+    class Look(Callback):
+        order = 20
+        def before_step(self):
+            if self.train_iter==0 and self.epoch==0: seen.append((len(self.learn.early_prune.history), self.learn.early_prune.criterion.n))
+    learn.fit(2, 1e-2, cbs=[early(criterion=taylor_bn), Look()])
+    assert seen==[(1, 0)]
+    check(learn)
+
+def test_gradient_scores_are_averaged_over_the_epoch():
+    learn,counts = learner(),[]
+    class Spy(Averaged):
+        def __call__(self, *args):
+            counts.append(self.n)
+            return super().__call__(*args)
+    cb = EarlyPruneCallback(Neurons(.5), criterion=Spy(taylor_bn), trigger=Never(), floor=2)
+    learn.fit(2, 1e-2, cbs=cb)
+    n = len(learn.dls.train)
+    assert counts==[1, n-1, n]
+
+@pytest.mark.parametrize('criterion,threshold', [(rms_magnitude, TAU_MAGNITUDE), (bn_scale, TAU_MAGNITUDE), (taylor_bn, TAU_GRADIENT), (taylor_fo, TAU_GRADIENT)])
+def test_threshold_follows_the_criterion(criterion, threshold):
+    assert EarlyPruneCallback(Neurons(.5), criterion=criterion).trigger==EPI(threshold)
+
+# ---- cutting
+
+@pytest.mark.parametrize('opt_func', [Adam, SGD, RAdam, Lamb, lambda ps,lr: Lookahead(Adam(ps, lr=lr)),
+    lambda ps,lr: OptimWrapper(ps, torch.optim.AdamW, lr=lr)], ids=['adam', 'sgd', 'radam', 'lamb', 'lookahead', 'adamw'])
+def test_optimizers(opt_func):
+    learn = learner(opt_func=opt_func)
+    learn.fit(3, 1e-3, cbs=early())
+    check(learn)
+    assert all(np.isfinite(float(o)) for o in learn.recorder.losses)
+
+@pytest.mark.parametrize('budget', [Neurons(.3), Params(.6), Flops(.5)], ids=str)
+@pytest.mark.parametrize('criterion', [rms_magnitude, taylor_bn], ids=['magnitude', 'gradient'])
+def test_budgets_are_met(budget, criterion):
+    learn = learner()
+    learn.fit(3, 1e-2, cbs=early(budget, criterion=criterion, steps=5))
+    cb = learn.early_prune
+    left = cb.budget.meter(cb.groups, learn.model, cb.inputs)(np.ones(cb.groups.n_neurons, bool))
+    assert cb.dense*(1-budget.ratio)*.9<left<=cb.dense*(1-budget.ratio)+.5
+
+def test_the_burst_is_exponential():
+    learn,seen = learner(),[]
+    class Count(Callback):
+        order,run_valid = 20,False
+        def before_batch(self): seen.append(self.learn.early_prune.groups.n_neurons)
+    learn.fit(4, 1e-2, cbs=[early(at=1, steps=4, burst=6), Count()])
+    n,dense = len(learn.dls.train),learn.early_prune.dense
+    want = [dense-round(dense*(1-.5**(i/4))) for i in range(5)]
+    assert sorted(set(seen), reverse=True)==want and seen[n-1]==dense and seen[n]==want[1] and seen[n+6]==want[4] and seen[n+5]>want[4]
+
+def test_at_initialisation():
+    for criterion in (rms_magnitude, taylor_bn):
+        learn = learner()
+        learn.fit(2, 1e-2, cbs=early(at=0, criterion=criterion))
+        check(learn)
+        assert learn.early_prune.cut_at==0 and len(learn.early_prune.history)==1
+
+def test_a_trigger_that_fires_after_the_last_epoch_cuts_at_once():
+    learn = learner()
+    learn.fit(2, 1e-2, cbs=early(at=2))
+    check(learn)
+
+def test_early_bird():
+    learn = learner()
+    learn.fit(4, 1e-3, cbs=EarlyPruneCallback(Neurons(.5), bn_scale, EarlyBird(.9, window=2), steps=1, floor=2))
+    check(learn)
+    assert learn.early_prune.cut_at==1
+
+def test_nothing_is_asked_after_the_cut():
+    calls = []
+    def trigger(history):
+        calls.append(len(history))
+        return len(history)==2
+    learn = learner()
+    learn.fit(5, 1e-2, cbs=EarlyPruneCallback(Neurons(.5), trigger=trigger, floor=2, burst=0))
+    check(learn)
+    assert calls==[1, 2]
+
+def test_held_at_zero_equals_cut():
+    "Without a physical cut the network computes what the cut one computes."
+    learns = []
+    for physical in (True, False):
+        learn = learner(opt_func=lambda ps,lr: OptimWrapper(ps, torch.optim.SGD, lr=lr))
+        learn.fit(3, 1e-2, cbs=early(physical=physical, steps=1))
+        learns.append(learn)
+    small,masked = learns
+    assert widths(masked)==widths(learner()) and masked.early_prune.stay.sum()==small.early_prune.groups.n_neurons
+    x = torch.randn(8, 1, 8, 8)
+    with torch.no_grad(): torch.testing.assert_close(small.model.eval()(x), masked.model.eval()(x), rtol=1e-3, atol=1e-4)
+
+# ---- a training's life
+
+def test_second_fit_with_the_same_callback_does_nothing_more():
+    learn,cb = learner(),early()
+    learn.fit(2, 1e-2, cbs=cb)
+    after = widths(learn)
+    learn.fit(3, 1e-2, cbs=cb)
+    assert widths(learn)==after and len(cb.history)==2
+    check(learn)
+
+def test_a_new_callback_does_not_compound():
+    learn = learner()
+    learn.fit(2, 1e-2, cbs=early())
+    after,dense = widths(learn),learn.early_prune.dense
+    learn.fit(2, 1e-2, cbs=early())
+    assert widths(learn)==after and learn.early_prune.dense==dense and learn.early_prune.done
+    learn.fit(2, 1e-2, cbs=early(Neurons(.6)))
+    check(learn, .6)
+    assert learn.early_prune.dense==dense
+
+def test_a_second_fit_goes_on_watching():
+    learn,cb = learner(),early(at=3)
+    with pytest.warns(UserWarning, match='Nothing was cut'): learn.fit(2, 1e-2, cbs=cb)
+    learn.fit(2, 1e-2, cbs=cb)
+    check(learn)
+    assert [o.epoch for o in cb.history]==[0, 1, 2, 3] and cb.cut_at==3
+
+def halves(model):
+    parts = list(model.children())
+    return [params(nn.Sequential(*parts[:-1])), params(parts[-1])]
+
+def test_fine_tune():
+    learn,cb = learner(splitter=halves),early(at=1)
+    learn.fine_tune(2, 1e-2, freeze_epochs=1, cbs=cb)
+    check(learn)
+    assert all(p.requires_grad for p in learn.model.parameters())
+
+def test_frozen_parameters_stay_frozen():
+    learn = learner(splitter=halves)
+    learn.freeze()
+    frozen = [p.requires_grad for p in learn.model.parameters()]
+    assert not all(frozen)
+    learn.fit(2, 1e-2, cbs=early(criterion=taylor_bn))
+    check(learn)
+    assert [p.requires_grad for p in learn.model.parameters()]==frozen
+
+def test_lr_find_never_cuts(tmp_path):
+    learn = learner(tmp=tmp_path)
+    before = widths(learn)
+    learn.add_cb(early(at=0))
+    learn.lr_find(show_plot=False, num_it=12)
+    assert widths(learn)==before and learn.early_prune.history==[]
+    learn.fit(2, 1e-2)
+    check(learn)
+
+def test_save_model_keeps_a_network_of_the_final_shape(tmp_path):
+    learn = learner(tmp=tmp_path)
+    learn.fit(5, 1e-2, cbs=[early(at=3), SaveModelCallback('accuracy')])
+    check(learn)
+    learn.load('model', with_opt=False)
+
+def test_early_stopping_starts_anew_after_the_cut():
+    learn = learner()
+    learn.fit(8, 1e-2, cbs=[early(Neurons(.8), at=2), EarlyStoppingCallback('accuracy', min_delta=2., patience=3)])
+    assert len(learn.recorder.values)==6
+
+@pytest.mark.parametrize('n_acc', [100, 10_000])
+def test_gradient_accumulation(n_acc):
+    learn = learner()
+    learn.fit(3, 1e-2, cbs=[early(criterion=taylor_bn) if n_acc<1000 else early(), GradientAccumulation(n_acc)])
+    check(learn)
+
+@pytest.mark.filterwarnings('ignore:.*CUDA is not available.*:UserWarning')
+@pytest.mark.parametrize('mode', ['fp16', 'bf16'])
+def test_mixed_precision(mode):
+    learn = learner()
+    learn.fit_one_cycle(3, 1e-2, cbs=[early(criterion=taylor_bn), MixedPrecision(mode)])
+    check(learn)
+
+def test_channels_last():
+    learn = learner()
+    learn.fit(3, 1e-2, cbs=[early(), ChannelsLast()])
+    check(learn)
+    assert all(p.is_contiguous(memory_format=torch.channels_last) for p in learn.model.parameters() if p.ndim==4)
+
+def test_averaged_copy_is_cut_alike():
+    class EMA(Callback):
+        run_valid = False
+        def before_fit(self): self.ema_model = torch.optim.swa_utils.AveragedModel(self.model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(.9))
+        def after_step(self): self.ema_model.update_parameters(self.model)
+    learn,ema = learner(),EMA()
+    learn.fit(3, 1e-2, cbs=[early(), ema])
+    check(learn)
+    assert [p.shape for p in ema.ema_model.module.parameters()]==[p.shape for p in learn.model.parameters()]
+    ema.ema_model.module.eval()(torch.randn(2, 1, 8, 8))
+
+def test_with_masks_on_another_learner():
+    "Two callbacks on two learners do not touch each other."
+    a,b = learner(),learner()
+    cb = early()
+    a.fit(2, 1e-2, cbs=cb)
+    b.fit(2, 1e-2, cbs=SparsifyCallback(.5))
+    check(a)
+    assert widths(b)==widths(learner())
+
+@pytest.mark.parametrize('stop', [KeyboardInterrupt, CancelFitException, RuntimeError])
+def test_interrupted_in_the_burst_and_continued(stop):
+    class Stop(Callback):
+        run_valid = False
+        def after_step(self):
+            if self.learn.early_prune.groups.n_neurons<self.learn.early_prune.dense: raise stop('by hand')
+    learn,cb = learner(),early(steps=3)
+    try: learn.fit(3, 1e-2, cbs=[cb, Stop()])
+    except (KeyboardInterrupt, RuntimeError): pass
+    assert cb.due and not cb.done and [m.name for m in learn.metrics]==['accuracy']
+    learn.fit(2, 1e-2, cbs=cb)
+    check(learn)
+
+def test_same_seed_same_network():
+    a,b = learner(),learner()
+    for learn in (a, b): learn.fit_one_cycle(3, 1e-2, cbs=early(criterion=taylor_bn))
+    assert all(p.equal(q) for p,q in zip(a.model.parameters(), b.model.parameters()))
+
+def test_watching_does_not_change_the_training():
+    "A network that is watched and never cut trains as one that is not watched."
+    a,b = learner(),learner()
+    a.fit_one_cycle(2, 1e-2)
+    b.fit_one_cycle(2, 1e-2, cbs=EarlyPruneCallback(Neurons(.5), criterion=taylor_bn, trigger=Never(), floor=2))
+    assert all(p.equal(q) for p,q in zip(a.model.state_dict().values(), b.model.state_dict().values()))
+
+def test_idle_batches_run_no_kernel():
+    "With a criterion of weights, and after the cut with any, an event runs no operator."
+    learn,cb,seen = learner(),early(at=1, burst=0),[]
+    class Look(Callback):
+        order,run_valid = 20,False
+        def before_step(self):
+            with torch.profiler.profile() as prof: [f() for f in (cb.before_batch, cb.before_step, cb.after_step)]
+            cb.images -= len(self.xb[0])
+            seen.append([e.key for e in prof.key_averages() if e.key.startswith('aten::')])
+    learn.fit(3, 1e-2, cbs=[cb, Look()])
+    assert len(seen)==3*len(learn.dls.train) and not any(seen)
+
+def test_validation_and_predictions_do_nothing():
+    learn,cb = learner(),early()
+    learn.add_cb(cb)
+    learn.validate(); learn.get_preds()
+    assert cb.groups is None
+    learn.fit(2, 1e-2)
+    check(learn)
+    learn.validate(); learn.get_preds()
+
+# ---- what it cost
+
+def test_training_cost():
+    learn = learner()
+    with pytest.raises(ValueError, match='No epoch'): early().training_cost()
+    learn.fit(4, 1e-2, cbs=early(Flops(.5), at=2, steps=1))
+    cb,table = learn.early_prune,learn.early_prune.training_cost()
+    n = len(learn.dls.train)*learn.dls.train.bs
+    assert table.training_flops['dense']==3*cb.dense_flops*4*n
+    assert table.training_flops['spent']==3*(2*cb.dense_flops+2*cb.flops)*n
+    assert .7<table.training_flops['share']<.76 and table.seconds['spent']>0
+
+def test_plot_and_repr():
+    learn,cb = learner(),EarlyPruneCallback(Neurons(.5), trigger=EPI(.5, window=1), floor=2)
+    with pytest.raises(ValueError, match='Nothing to plot'): cb.plot()
+    learn.fit(3, 1e-2, cbs=cb)
+    axs = cb.plot()
+    assert axs[1].lines and 'Neurons(ratio=0.5)' in repr(cb)
+
+# ---- refusals
+
+def test_impossible_budgets_are_refused_before_the_first_batch():
+    learn = learner()
+    before = copy.deepcopy(learn.model.state_dict())
+    with pytest.raises(ValueError, match='cannot be met: the least within the limits is'): learn.fit(2, 1e-2, cbs=EarlyPruneCallback(Neurons(.9), floor=.5))
+    assert all(torch.equal(before[k], v) for k,v in learn.model.state_dict().items())
+
+def test_other_errors():
+    with pytest.raises(ValueError, match='`steps`'): EarlyPruneCallback(Neurons(.5), steps=0)
+    with pytest.raises(ValueError, match='`burst`'): EarlyPruneCallback(Neurons(.5), burst=1.5)
+    with pytest.raises(ValueError, match='`floor`'): EarlyPruneCallback(Neurons(.5), floor=0)
+    learn = learner(net=lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10)))
+    with pytest.raises(ValueError, match='No neuron'): learn.fit(1, 1e-2, cbs=early())
+    learn = learner(net=lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10)))
+    with pytest.raises(ValueError, match='batch norm in every group'): learn.fit(1, 1e-2, cbs=early(criterion=taylor_bn))
