@@ -106,7 +106,7 @@ def _swap_together(self:Masks, names, fraction, grow, drop, may_return):
     new,n_new = select(unit_scores(grow), n, away)
     return {nm:(left[nm] | new[nm], n_left[nm]+n_new[nm]) for nm in names}
 
-# %% ../nbs/07_regrowth.ipynb #3d9a57d1
+# %% ../nbs/07_regrowth.ipynb #4b829111
 @dataclass(frozen=True)
 class Regrowth:
     "Which pruned weights come back, how many, and until when."
@@ -122,6 +122,15 @@ class Regrowth:
     def __post_init__(self):
         if not 0<self.drop_fraction<=1: raise ValueError(f'`drop_fraction` is in (0, 1], got {self.drop_fraction}')
         if not 0<=self.last<=1: raise ValueError(f'`last` is in [0, 1], got {self.last}')
+
+    def __repr__(self):
+        return (f'Regrowth({self.name}, {self.drop_fraction:g} to {self.last:g}, {self.schedule}, '
+                f'may_return={self.may_return}, together={self.together})')
+
+    @property
+    def name(self)->str:
+        "Name of the criterion that scores pruned weights."
+        return getattr(self.grow, '__name__', str(self.grow))
 
     def active(self,
         pct:float, # Share of training done, in `[0, 1]`

@@ -286,3 +286,8 @@ def test_errors(make, error):
 def test_no_fastai_needed():
     code = 'import sys, early_prune.regrowth; sys.exit(any(m.split(".")[0]=="fastai" for m in sys.modules))'
     assert subprocess.run([sys.executable, '-W', 'error', '-c', code], cwd=Path(__file__).parent.parent).returncode==0
+
+def test_any_callable_has_a_name():
+    from functools import partial
+    assert by_momentum.name=='Momentum' and Regrowth(partial(gradient)).name.startswith('functools.partial')
+    assert repr(by_gradient)=='Regrowth(gradient, 0.5 to 0.005, Schedule(sched_cosine, 0, 1), may_return=True, together=False)'
