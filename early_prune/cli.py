@@ -6,7 +6,7 @@
 __all__ = ['METHODS', 'prepare_folder', 'write_whole', 'check_device', 'info', 'show_info', 'PrintEpochs', 'train', 'show_record',
            'demo', 'show_demo', 'parser', 'main']
 
-# %% ../nbs/16_cli.ipynb #f6196ae3
+# %% ../nbs/16_cli.ipynb #2aa04662
 import argparse
 import json
 import os
@@ -19,7 +19,6 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import torch
 from fastai.callback.core import Callback
-from safetensors.torch import save_file
 
 from . import __version__
 from .compare import Run, compare, conditions, make_learner, train_run
@@ -27,7 +26,8 @@ from .core import cost
 from .data import DATASETS
 from .masks import plot_mask
 from .models import get_model, list_models
-from .recipes import RECIPES, recipe, recipes
+from .recipes import NEURON_RECIPES, RECIPES, recipe, recipes
+from .surgery import save
 
 # %% ../nbs/16_cli.ipynb #252a789e
 def prepare_folder(
@@ -62,13 +62,13 @@ def check_device(
         raise ValueError(f'`--device` {name!r} cannot be used: {str(e).splitlines()[0]}') from None
     return name
 
-# %% ../nbs/16_cli.ipynb #983f607d
+# %% ../nbs/16_cli.ipynb #fc03e903
 def info(
     args, # Parsed arguments: `arch`, `channels`, `size`
 )->dict:  # What is there, plain values
     "List recipes, data sets, networks and versions; with --arch, what a network costs."
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-    found = dict(version=__version__, conditions=conditions(device), recipes={nm:r.source for nm,r in RECIPES.items()},
+    found = dict(version=__version__, conditions=conditions(device), recipes={nm:r.source for nm,r in (RECIPES | NEURON_RECIPES).items()},
                  data=list(DATASETS), networks=list_models())
     if args.arch:
         x = torch.zeros(1, args.channels, args.size, args.size)
@@ -102,7 +102,7 @@ class PrintEpochs(Callback):
         cells = (f'{o:.4f}' if isinstance(o, float) else str(o)[:10] for o in row)
         print(*(f'{o:>10}' for o in cells), file=self.stream, flush=True)
 
-# %% ../nbs/16_cli.ipynb #482618cc
+# %% ../nbs/16_cli.ipynb #16b9ac4d
 def train(
     args, # Parsed arguments, see `parser`
 )->dict:  # Record of the run, plain values
@@ -116,8 +116,7 @@ def train(
         learn.remove_cbs(learn.cbs.filter(lambda cb: cb.name=='progress')).add_cb(PrintEpochs(sys.stderr))
     record = train_run(learn, run)
     if out:
-        state = {nm:t.detach().cpu().contiguous() for nm,t in learn.model.state_dict().items()}
-        write_whole(out/'model.safetensors', lambda p: save_file(state, p))
+        save(learn.model.cpu(), out/'model.safetensors')
         write_whole(out/'record.json', lambda p: p.write_text(json.dumps(record, indent=1)))
     return record
 
@@ -125,8 +124,12 @@ def show_record(
     record:dict, # Result of `train`
 )->str:          # Text for a terminal
     "Write a record for a reader."
+    what = f'sparsity {record["sparsity_reached"]:.4f}'
+    if 'cut_at' in record:
+        cut = 'nothing was cut' if record['cut_at'] is None else f'cut after epoch {record["cut_at"]}'
+        what = f'{cut}, {record["training_share"]:.0%} of the training FLOPs'
     return (f'{record["recipe"]} on {record["data"]}, {record["arch"]}: accuracy {record["accuracy"]:.4f}, '
-            f'sparsity {record["sparsity_reached"]:.4f}, {record["seconds"]:.1f} s for {record["epochs"]} epochs')
+            f'{what}, {record["seconds"]:.1f} s for {record["epochs"]} epochs')
 
 # %% ../nbs/16_cli.ipynb #927e5b8c
 METHODS = ['dense', 'one_shot', 'iterative', 'agp', 'one_cycle']
@@ -184,7 +187,7 @@ def show_demo(
     lines = [''.join(map(write, row)) for row in cells]
     return '\n'.join(['', *lines, '', f'{result["runs"]} trainings; table, runs and pictures are in {result["out"]}'])
 
-# %% ../nbs/16_cli.ipynb #fda4a8b0
+# %% ../nbs/16_cli.ipynb #1f5fbf29
 def parser()->argparse.ArgumentParser: # Three commands with their arguments
     "Describe the commands and their arguments."
     main = argparse.ArgumentParser('early_prune', description='Prune neural networks while they train.')
@@ -202,7 +205,7 @@ def parser()->argparse.ArgumentParser: # Three commands with their arguments
 def _budget(sub, arch, epochs):
     sub.add_argument('--arch', default=arch, help='name of a network, see `info`')
     sub.add_argument('--epochs', type=int, default=epochs, help='passes over the data')
-    sub.add_argument('--sparsity', type=float, default=.95, help='final share of zeros, in (0, 1)')
+    sub.add_argument('--sparsity', type=float, default=.95, help='final share of zeros, or of neurons that are cut, in (0, 1)')
 
 def _demo_arguments(sub):
     _budget(sub, 'resnet8', 20)
@@ -211,7 +214,7 @@ def _demo_arguments(sub):
 
 def _train_arguments(sub):
     _budget(sub, 'resnet8', 10)
-    sub.add_argument('--recipe', default='one_cycle', help=f'{", ".join(RECIPES)}, or dense')
+    sub.add_argument('--recipe', default='one_cycle', help=f'{", ".join(RECIPES | NEURON_RECIPES)}, or dense')
     sub.add_argument('--data', default='digits', help=', '.join(DATASETS))
     sub.add_argument('--path', default=None, help='folder with the data; else EARLY_PRUNE_DATA, else fastai\'s folder')
     sub.add_argument('--limit', type=int, default=None, help='training images used, the same number of each class')
