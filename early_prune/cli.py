@@ -62,14 +62,15 @@ def check_device(
         raise ValueError(f'`--device` {name!r} cannot be used: {str(e).splitlines()[0]}') from None
     return name
 
-# %% ../nbs/16_cli.ipynb #fc03e903
+# %% ../nbs/16_cli.ipynb #0c371c3a
 def info(
     args, # Parsed arguments: `arch`, `channels`, `size`
 )->dict:  # What is there, plain values
     "List recipes, data sets, networks and versions; with --arch, what a network costs."
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-    found = dict(version=__version__, conditions=conditions(device), recipes={nm:r.source for nm,r in (RECIPES | NEURON_RECIPES).items()},
-                 data=list(DATASETS), networks=list_models())
+    sources = {nm:r.source for nm,r in (RECIPES | NEURON_RECIPES).items()}
+    found = dict(version=__version__, conditions=conditions(device), recipes=sources, data=list(DATASETS),
+                 networks=list_models())
     if args.arch:
         x = torch.zeros(1, args.channels, args.size, args.size)
         found['arch'] = dict(arch=args.arch, inputs=list(x.shape))
@@ -187,7 +188,7 @@ def show_demo(
     lines = [''.join(map(write, row)) for row in cells]
     return '\n'.join(['', *lines, '', f'{result["runs"]} trainings; table, runs and pictures are in {result["out"]}'])
 
-# %% ../nbs/16_cli.ipynb #1f5fbf29
+# %% ../nbs/16_cli.ipynb #67273803
 def parser()->argparse.ArgumentParser: # Three commands with their arguments
     "Describe the commands and their arguments."
     main = argparse.ArgumentParser('early_prune', description='Prune neural networks while they train.')
@@ -205,7 +206,7 @@ def parser()->argparse.ArgumentParser: # Three commands with their arguments
 def _budget(sub, arch, epochs):
     sub.add_argument('--arch', default=arch, help='name of a network, see `info`')
     sub.add_argument('--epochs', type=int, default=epochs, help='passes over the data')
-    sub.add_argument('--sparsity', type=float, default=.95, help='final share of zeros, or of neurons that are cut, in (0, 1)')
+    sub.add_argument('--sparsity', type=float, default=.95, help='share of zeros, or of neurons cut, in (0, 1)')
 
 def _demo_arguments(sub):
     _budget(sub, 'resnet8', 20)

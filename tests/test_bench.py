@@ -17,7 +17,7 @@ def bench(monkeypatch):
 
 @pytest.fixture
 def no_peers(monkeypatch):
-    for nm in ('fasterai', 'timm'): monkeypatch.setitem(sys.modules, nm, None)
+    for nm in ('fasterai', 'timm', 'torch_pruning'): monkeypatch.setitem(sys.modules, nm, None)
 
 def _contenders():
     from contenders import EarlyPrune, Fasterai, GraNet, TorchPrune, present
@@ -32,7 +32,7 @@ def test_runs_without_the_peers(bench, no_peers, tmp_path, capsys):
     "A missing library is named, its rows are left out, and the others are stored."
     r = _run(bench, tmp_path, 'select', 'upkeep', 'idle')
     text = capsys.readouterr().out
-    assert r['missing_peers']==['fasterai', 'timm'] and all(f'{nm} is not installed' in text for nm in r['missing_peers'])
+    assert r['missing_peers']==['fasterai', 'timm', 'torch_pruning'] and all(f'{nm} is not installed' in text for nm in r['missing_peers'])
     assert not [row for row in r['rows'] if 'fasterai' in row['what'] and row['table']!='idle']
     assert {row['table'] for row in r['rows']}=={'select', 'ties', 'upkeep', 'idle'}
     assert r['machine']['threads']==torch.get_num_threads() and r['machine']['versions']['torch']
@@ -93,12 +93,18 @@ def test_targets(bench):
     row = lambda table,what,case,value,ratio: dict(table=table, what=what, case=case, value=[value]*3, ratio=[ratio]*3)
     rows = [row('select', 'fasterai', 'x', 1, 9), row('select', 'fasterai', 'y', 1, 3), row('select', "GraNet's procedure", 'x', 1, 11),
             row('upkeep', 'early_prune', 'x', 2, 1.5), row('upkeep', 'fasterai', 'x', 3, 2),
+            row('surgery', 'torch-pruning', 'densenet201, trace and first cut', 9e4, 30) | dict(note=''),
+            row('surgery', 'torch-pruning', 'resnet50, trace and first cut', 9e3, 6) | dict(note='failed: RuntimeError'),
+            row('surgery', 'early_prune', 'resnet50, trace and first cut', 400, 1) | dict(note=''),
             row('memory', 'early_prune', 'after', 1.04, .26), row('memory', 'early_prune', 'peak', 5, 1)]
     got = {t['what']:(t['got'], t['met']) for t in bench.targets(rows)}
     assert got['update, times faster than fasterai']==(3, False) and got['update, times faster than GraNet']==(11, True)
     assert got['upkeep, times faster than fasterai']==(1.5, True) and got['upkeep, times faster than GraNet']==(None, None)
     assert got['upkeep, ratio to one _foreach_mul_']==(1.5, True) and got['idle batch, microseconds']==(None, None)
     assert got['memory, bytes per maskable weight']==(1, True)
+    assert got['trace and first cut of DenseNet-201, times faster than torch-pruning']==(30, True)
+    assert got['trace and first cut of ResNet-50, times faster than torch-pruning']==(None, None), 'a failure is no time'
+    assert got['trace and first cut of ResNet-50, milliseconds']==(400, True)
 
 def test_unknown_section(bench, capsys):
     with pytest.raises(SystemExit) as e: bench.main(['nonsense'])
@@ -111,3 +117,61 @@ def test_runs_with_the_peers(bench, tmp_path):
     r = _run(bench, tmp_path, 'select', 'upkeep', 'memory')
     for table in ('select', 'ties', 'upkeep', 'memory'):
         assert [row for row in r['rows'] if row['table']==table and row['what'].startswith('fasterai')], table
+
+def test_regrow_runs_and_does_the_same(bench, no_peers, tmp_path):
+    "One swap: both contenders keep the same numbers and, but for rounding, the same weights."
+    import regrow
+    rows = [row for row in _run(bench, tmp_path, 'regrow')['rows'] if row['table']=='regrow']
+    assert {row['what'] for row in rows}=={regrow.EARLY, regrow.GRANET}
+    torch.manual_seed(0)
+    net = regrow._with_grads(nn.Sequential(nn.Linear(40, 30), nn.ReLU(), nn.Linear(30, 10)))
+    ours,theirs = (cls(net_, .3) for cls,net_ in ((regrow.Early, _copy(net)), (regrow.GraNetRegrow, _copy(net))))
+    before = ours.kept()
+    assert theirs.kept()==before
+    for contender in (ours, theirs): contender.update(.5)
+    assert ours.kept()==before==theirs.kept()
+    for nm,m in theirs.masks.items(): assert int((m.bool()!=ours.masks[nm]).sum())<=4, nm
+
+def _copy(net):
+    from copy import deepcopy
+    copied = deepcopy(net)
+    for a,b in zip(copied.parameters(), net.parameters()): a.grad = b.grad
+    return copied
+
+def test_surgery_runs_without_the_peer(bench, no_peers, tmp_path):
+    "Two cuts and their peak memory; early_prune alone."
+    rows = _run(bench, tmp_path, 'surgery')['rows']
+    times = [row for row in rows if row['table']=='surgery']
+    assert [(row['case'], row['what']) for row in times]==[(f'tiny, {o}', 'early_prune') for o in ('trace and first cut', 'second cut')]
+    assert all(row['value'][0]>0 and row['ratio']==[1, 1, 1] for row in times)
+    assert {row['what'] for row in rows}=={'early_prune'}
+
+def test_surgery_contenders_do_the_same(bench):
+    "Both libraries leave the same widths after each of two cuts, and networks that run."
+    pytest.importorskip('torch_pruning')
+    import surgery
+    from nets import build
+    torch.manual_seed(0)
+    x,sizes = torch.randn(1, 3, 64, 64),{}
+    for cls in surgery.present():
+        o = cls(build('tiny').eval(), x)
+        for step in ('first', 'second'):
+            getattr(o, step)()
+            o.net(x)
+            sizes[cls.name, step] = [m.weight.shape[0] for m in o.net if isinstance(m, (nn.Conv2d, nn.Linear))]
+    for step in ('first', 'second'):
+        ours,theirs = (sizes[nm, step] for nm in ('early_prune', 'torch-pruning'))
+        assert all(abs(a-b)<=2 for a,b in zip(ours, theirs)) and ours[-1]==theirs[-1]==10, (ours, theirs)
+    assert sizes['early_prune', 'first'][0]==11 and sizes['early_prune', 'second'][0] in (7, 8)
+
+def test_surgery_records_a_failure(bench, monkeypatch):
+    "Where another library fails, the row says so; a failure of our own stops the run."
+    import surgery
+    def fails(self): raise RuntimeError('cannot')
+    monkeypatch.setattr(surgery, 'present', lambda: [surgery.EarlyPrune, surgery.TorchPruning])
+    monkeypatch.setattr(surgery.TorchPruning, 'first', fails)
+    rows = {(row['what'], row['case']):row['note'] for row in surgery.one_net('tiny', 2, 0)}
+    assert rows['torch-pruning', 'tiny, trace and first cut']=='failed: RuntimeError in the first cut: cannot'
+    assert ('torch-pruning', 'tiny, second cut') not in rows and 'left' in rows['early_prune', 'tiny, second cut']
+    monkeypatch.setattr(surgery.EarlyPrune, 'first', fails)
+    with pytest.raises(RuntimeError, match='cannot'): surgery.one_net('tiny', 1, 0)
