@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'prepare_folder', 'write_whole', 'check_device', 'info', 'show_info', 'PrintEpochs', 'train', 'show_record',
-           'demo', 'show_demo', 'parser', 'main']
+           'demo', 'show_demo', 'report', 'parser', 'main']
 
-# %% ../nbs/16_cli.ipynb #2aa04662
+# %% ../nbs/16_cli.ipynb #dd06a8ec
 import argparse
 import json
 import os
@@ -21,7 +21,7 @@ import torch
 from fastai.callback.core import Callback
 
 from . import __version__
-from .compare import Run, compare, conditions, make_learner, train_run
+from .compare import Comparison, Results, Run, compare, conditions, make_learner, train_run
 from .core import cost
 from .data import DATASETS
 from .masks import plot_mask
@@ -188,14 +188,37 @@ def show_demo(
     lines = [''.join(map(write, row)) for row in cells]
     return '\n'.join(['', *lines, '', f'{result["runs"]} trainings; table, runs and pictures are in {result["out"]}'])
 
-# %% ../nbs/16_cli.ipynb #67273803
-def parser()->argparse.ArgumentParser: # Three commands with their arguments
+# %% ../nbs/16_cli.ipynb #99a7d334
+def report(
+    args, # Parsed arguments, see `parser`
+)->dict:  # Table and files, plain values
+    "Read finished runs and draw them: a table, accuracy, and accuracy against the cost of the training."
+    records = [r for path in args.results for r in _finished(path)]
+    comparison,out = Comparison(records),prepare_folder(args.out)
+    table = comparison.table()
+    write_whole(out/'table.csv', lambda p: table.to_csv(p, index=False))
+    for name,draw in dict(accuracy=comparison.plot, cost=comparison.plot_cost).items():
+        fig = draw().figure
+        write_whole(out/f'{name}.png', lambda p: fig.savefig(p, dpi=150, bbox_inches='tight'))
+        plt.close(fig)
+    return dict(table=json.loads(table.to_json(orient='records')), runs=len(records), out=str(out))
+
+def _finished(path):
+    if not Path(path).is_file(): raise ValueError(f'`results` {path} is no file')
+    records = Results(path).read()
+    if not records: raise ValueError(f'`results` {path} holds no finished run')
+    missing = [nm for nm in ('recipe', 'sparsity', 'seed', 'accuracy', 'seconds') for r in records if nm not in r]
+    if missing: raise ValueError(f'`results` {path} holds records without `{missing[0]}`: no runs of `compare` or `train`')
+    return records
+
+# %% ../nbs/16_cli.ipynb #1ae033aa
+def parser()->argparse.ArgumentParser: # Four commands with their arguments
     "Describe the commands and their arguments."
     main = argparse.ArgumentParser('early_prune', description='Prune neural networks while they train.')
     main.add_argument('--version', action='version', version=__version__)
     commands = main.add_subparsers(dest='command', required=True)
     for func,show,arguments in [(demo, show_demo, _demo_arguments), (train, show_record, _train_arguments),
-                                (info, show_info, _info_arguments)]:
+                                (report, show_demo, _report_arguments), (info, show_info, _info_arguments)]:
         sub = commands.add_parser(func.__name__, help=func.__doc__, description=func.__doc__,
                                   formatter_class=argparse.ArgumentDefaultsHelpFormatter)
         sub.set_defaults(func=func, show=show)
@@ -224,6 +247,10 @@ def _train_arguments(sub):
     sub.add_argument('--seed', type=int, default=0, help='seed of weights, order and augmentation')
     sub.add_argument('--device', default=None, help='cpu, cuda, ...; else what fastai finds')
     sub.add_argument('--out', default=None, help='folder for weights and record; else nothing is written')
+
+def _report_arguments(sub):
+    sub.add_argument('results', nargs='+', help='files of finished runs, one JSON object a line')
+    sub.add_argument('--out', default='report', help='folder for the table and the pictures')
 
 def _info_arguments(sub):
     sub.add_argument('--arch', default=None, help='also say what this network costs')

@@ -6,7 +6,7 @@
 __all__ = ['Run', 'make_learner', 'train_run', 'conditions', 'Results', 'Comparison', 'make_runs', 'compare', 'plasticity',
            'plot_plasticity', 'oracle', 'plot_oracle']
 
-# %% ../nbs/15_compare.ipynb #2a47188d
+# %% ../nbs/15_compare.ipynb #9df5a727
 import hashlib
 import json
 import os
@@ -28,6 +28,7 @@ from fastai.callback.core import Callback
 from fastai.callback.schedule import Learner # this import gives it `fit_one_cycle`
 from fastai.metrics import accuracy
 from fastai.torch_core import set_seed
+from fastcore.basics import patch
 from fastprogress.fastprogress import progress_bar
 
 from .callbacks import EarlyPruneCallback, SparsifyCallback
@@ -170,6 +171,23 @@ class Comparison:
         names = [r.recipe if r.recipe=='dense' else f'{r.recipe}, {r.sparsity:g}' for r in table.itertuples()]
         ax.set(yticks=range(len(table)), yticklabels=names, xlabel='accuracy', ylim=(len(table)-.5, -.5))
         return ax
+
+# %% ../nbs/15_compare.ipynb #d446866e
+@patch
+def plot_cost(self:Comparison,
+    ax=None, # Matplotlib axes; `None`: new ones
+):           # The axes
+    "Draw accuracy over the share of the dense training that was spent: every run, and the mean of each recipe."
+    if not self.records: raise ValueError('No finished runs to show')
+    ax = ax or plt.subplots(figsize=(6,3.4))[1]
+    frame = pd.DataFrame(self.records)
+    frame['share'] = frame.training_share.fillna(1.) if 'training_share' in frame else 1.
+    for i,((sparsity,nm),o) in enumerate(frame.groupby(['sparsity', 'recipe'], sort=False)):
+        ax.plot(o.share, o.accuracy, 'o', ms=4, alpha=.35, color=f'C{i%10}', mec='none')
+        ax.plot(o.share.mean(), o.accuracy.mean(), 'D', color=f'C{i%10}', label=nm if nm=='dense' else f'{nm}, {sparsity:g}')
+    ax.set(xlabel='training FLOPs, share of dense', ylabel='accuracy', xlim=(0,1.05))
+    ax.legend(fontsize=8)
+    return ax
 
 # %% ../nbs/15_compare.ipynb #c8deed85
 def make_runs(

@@ -99,15 +99,16 @@ def scores(
         raise ValueError(f'{int(bad.sum())} scores are NaN, the first in {group.name}: are the weights finite?')
     return found
 
-# %% ../nbs/09_ranking.ipynb #a6ca6938
+# %% ../nbs/09_ranking.ipynb #6f7815a2
 def _norms(model, groups):
-    found = [m for nm,m in model.named_modules() if isinstance(m, _BatchNorm) and (f'{nm}.weight', 0) in groups.slots]
-    mine = [groups.slots[f'{nm}.weight', 0] for nm,m in model.named_modules() if m in found]
-    bare = set(range(len(groups))) - {int(g) for o in mine for g in np.unique(groups.group_of[o[o>=0]])}
-    if bare:
-        first = list(groups)[min(bare)].name
+    found = [(m, groups.slots[f'{nm}.weight', 0]) for nm,m in model.named_modules()
+             if isinstance(m, _BatchNorm) and (f'{nm}.weight', 0) in groups.slots]
+    has_norm = np.zeros(len(groups), bool)
+    for _,mine in found: has_norm[groups.group_of[mine[mine>=0]]] = True
+    if not has_norm.all():
+        first = list(groups)[int(has_norm.argmin())].name
         raise ValueError(f'this criterion needs a batch norm in every group; {first} has none. Use `taylor_fo`')
-    return list(zip(found, mine))
+    return found
 
 @of_neurons
 def bn_scale(

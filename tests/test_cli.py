@@ -115,3 +115,18 @@ def test_as_a_process():
 def test_device_is_respected(cli):
     code,out,_ = cli('train', '--arch', 'small_cnn', '--epochs', 1, '--limit', 100, '--device', 'cpu', '--json')
     assert code==0 and json.loads(out)['threads']==torch.get_num_threads()
+
+def test_report_draws_what_is_there(tmp_path, capsys):
+    runs = tmp_path/'runs.jsonl'
+    runs.write_text(''.join(json.dumps(dict(recipe=nm, sparsity=s, seed=i, accuracy=.9-.01*i, seconds=1., sparsity_reached=s) | extra)+'\n'
+        for i in range(2) for nm,s,extra in [('dense', 0., {}), ('epi', .5, dict(training_share=.6))]))
+    assert main(['report', str(runs), '--out', str(tmp_path/'out')])==0
+    assert sorted(p.name for p in (tmp_path/'out').iterdir())==['accuracy.png', 'cost.png', 'table.csv']
+    assert 'epi' in capsys.readouterr().out
+
+@pytest.mark.parametrize('text,error', [('', 'no finished run'), ('{"a": 1}\n', 'without `recipe`'), ('{', 'is not a result'), (None, 'is no file')])
+def test_report_refuses_other_files(tmp_path, capsys, text, error):
+    runs = tmp_path/'runs.jsonl'
+    if text is not None: runs.write_text(text)
+    assert main(['report', str(runs), '--out', str(tmp_path/'out')])==2
+    assert error in capsys.readouterr().err and not (tmp_path/'out').exists()
