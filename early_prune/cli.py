@@ -188,7 +188,7 @@ def show_demo(
     lines = [''.join(map(write, row)) for row in cells]
     return '\n'.join(['', *lines, '', f'{result["runs"]} trainings; table, runs and pictures are in {result["out"]}'])
 
-# %% ../nbs/16_cli.ipynb #99a7d334
+# %% ../nbs/16_cli.ipynb #eadf27cb
 def report(
     args, # Parsed arguments, see `parser`
 )->dict:  # Table and files, plain values
@@ -208,7 +208,7 @@ def _finished(path):
     records = Results(path).read()
     if not records: raise ValueError(f'`results` {path} holds no finished run')
     missing = [nm for nm in ('recipe', 'sparsity', 'seed', 'accuracy', 'seconds') for r in records if nm not in r]
-    if missing: raise ValueError(f'`results` {path} holds records without `{missing[0]}`: no runs of `compare` or `train`')
+    if missing: raise ValueError(f'`results` {path} holds records without `{missing[0]}`: they are no runs')
     return records
 
 # %% ../nbs/16_cli.ipynb #1ae033aa

@@ -172,7 +172,7 @@ class Comparison:
         ax.set(yticks=range(len(table)), yticklabels=names, xlabel='accuracy', ylim=(len(table)-.5, -.5))
         return ax
 
-# %% ../nbs/15_compare.ipynb #d446866e
+# %% ../nbs/15_compare.ipynb #bcb696f1
 @patch
 def plot_cost(self:Comparison,
     ax=None, # Matplotlib axes; `None`: new ones
@@ -183,8 +183,9 @@ def plot_cost(self:Comparison,
     frame = pd.DataFrame(self.records)
     frame['share'] = frame.training_share.fillna(1.) if 'training_share' in frame else 1.
     for i,((sparsity,nm),o) in enumerate(frame.groupby(['sparsity', 'recipe'], sort=False)):
+        name = nm if nm=='dense' else f'{nm}, {sparsity:g}'
         ax.plot(o.share, o.accuracy, 'o', ms=4, alpha=.35, color=f'C{i%10}', mec='none')
-        ax.plot(o.share.mean(), o.accuracy.mean(), 'D', color=f'C{i%10}', label=nm if nm=='dense' else f'{nm}, {sparsity:g}')
+        ax.plot(o.share.mean(), o.accuracy.mean(), 'D', color=f'C{i%10}', label=name)
     ax.set(xlabel='training FLOPs, share of dense', ylabel='accuracy', xlim=(0,1.05))
     ax.legend(fontsize=8)
     return ax
