@@ -288,7 +288,7 @@ class Latency(Neurons):
                 return latency(small, *inputs)
         return _time
 
-# %% ../nbs/09_ranking.ipynb #c5c32e1e
+# %% ../nbs/09_ranking.ipynb #bc33c076
 @dataclass(frozen=True)
 class Limits:
     "What a ranking must respect."
@@ -317,14 +317,15 @@ class Limits:
         unknown = [o for o in self.ignore if not any(_touches(g, o) for g in found)]
         if unknown: raise ValueError(f'`ignore` names no group or layer that can be cut: {unknown[0]!r}')
         n = np.array([g.n for g in found])
-        wide = np.array([max((idxs.shape[1] for p,idxs in g.members if p in groups.made), default=1) for g in found])
+        made = set(groups.made)
+        wide = np.array([max([1, *(per for place,per in g.places.items() if place in made)]) for g in found])
         step = np.array([self.round_to//gcd(self.round_to, int(w)) for w in wide])
         least = np.array([self._least(g) for g in found])
         whole = np.array([any(_touches(g, o) for o in self.ignore) for g in found])
         return n,np.where(whole, n, np.minimum(n, -(-least//step)*step)),step
 
 def _touches(group, name):
-    return group.name==name or any(t==name or t.startswith(f'{name}.') for (t,_),_ in group.members)
+    return group.name==name or any(t==name or t.startswith(f'{name}.') for t,_ in group.places)
 
 # %% ../nbs/09_ranking.ipynb #d4b3217b
 class _Order:
