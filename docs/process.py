@@ -176,6 +176,17 @@ def _constants(cell):
         if names: res.append((names, '\n'.join(lines[o.lineno-1:o.end_lineno])))
     return res
 
+class add_show_docs(nbdev.processors.add_show_docs):
+    "Show the symbols of a cell in the order of the cell; nbdev shows the last one first."
+    def begin(self):
+        super().begin()
+        runs = [[]]
+        for c in self.nb.cells:
+            if getattr(c, 'has_sd', False): runs[-1].append(c)
+            elif runs[-1]: runs.append([])
+        order = {id(a): b for run in runs for a, b in zip(run, reversed(run))}
+        self.nb.cells[:] = [order.get(id(c), c) for c in self.nb.cells]
+
 class show_constants(nbdev.processors.Processor):
     "Show exported constants and aliases, which nbdev's own `add_show_docs` leaves out."
     def begin(self):
@@ -212,7 +223,8 @@ class Processors(nbdev.processors.FilterDefaults):
     def base_procs(self):
         res = []
         for o in super().base_procs():
-            res.append(render_show_docs if o.__name__ == 'exec_show_docs' else o)
+            ours = {'exec_show_docs': render_show_docs, 'add_show_docs': add_show_docs}
+            res.append(ours.get(o.__name__, o))
             if o.__name__ == 'add_show_docs': res.append(show_constants)
         return res
 
