@@ -126,6 +126,12 @@ def test_a_training_table_loses_style_and_progress():
     assert bridge.clean_output(o)['data'] == {'text/html':'<table class="dataframe"><tr><td>0</td></tr></table>'}
     assert bridge.clean_output(out(text_html='<style>x</style>', text_plain=plain)) is None
 
+def test_sentences_in_a_table_wrap_and_numbers_do_not():
+    row = '<table border="1" class="dataframe"><tr><td>1.0 ± .3</td><td>{}</td></tr></table>'
+    shown = bridge.clean_html(row.format('a sentence of more than forty characters is prose'))
+    assert shown.count('<td class="prose">')==1 and '<td>1.0' in shown
+    assert 'prose' not in bridge.clean_html(row.format('short'))
+
 def test_standard_error_is_not_shown():
     assert bridge.clean_outputs([stream('warn', 'stderr'), stream('ok')]) == [stream('ok')]
 

@@ -122,6 +122,14 @@ def test_some_page_has_maths(visit): assert any(visit(o)['maths'] for o in PAGES
 @pytest.mark.parametrize('name', PAGES+EXTRA)
 def test_page_is_not_wider_than_the_screen(visit, name, width): assert visit(name)['wide'][width] == []
 
+def test_symbols_of_a_cell_keep_their_order(browser, url):
+    page = browser.new_page()
+    page.goto(f'{url}/ranking.html')
+    heads = page.eval_on_selector_all('h3', 'all => all.map(o => o.textContent.replace("#", ""))')
+    page.close()
+    places = [next(i for i, o in enumerate(heads) if o.startswith(nm)) for nm in ('l2_norm', 'fpgm', 'lamp', 'random_neurons')]
+    assert places==sorted(places)
+
 def test_search_finds_a_symbol(browser, url):
     sym = check.public(ROOT/'early_prune'/'core.py')[-1]
     page = browser.new_page()
