@@ -8,13 +8,14 @@ export PIP_REQUIRE_VIRTUALENV := 1
 # small networks train faster on one thread a process
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo test test-newest slow export refresh readme docs lint bench lab hooks clean
+.PHONY: help setup demo test test-newest slow export refresh readme docs lint bench zoo lab hooks clean
 help:
 	@echo 'make demo         train on the bundled digits, dense and pruned, and show the table (3 minutes)'
 	@echo 'make test         everything CI runs: notebooks, tests, lint, docs'
 	@echo 'make lab          open the book in JupyterLab'
 	@echo 'make docs         build the site into _docs/'
 	@echo 'make bench        measure selection, upkeep, memory and import time against other libraries'
+	@echo 'make zoo          cut every network of torchvision, fastai and timm that is not in the file of results (20 minutes)'
 	@echo 'make export       write early_prune/ from the notebooks'
 	@echo 'make refresh      run the notebooks and store their outputs'
 	@echo 'make test-newest  run the tests on the newest fastai'
@@ -63,6 +64,11 @@ bench: setup
 	if command -v uv >/dev/null; then uv pip install -q -p $(PY) -c constraints.txt -e '.[peers]'; \
 	else $(PY) -m pip install -q -c constraints.txt -e '.[peers]'; fi
 	OMP_NUM_THREADS=2 $(PY) bench/run.py
+
+zoo: setup
+	if command -v uv >/dev/null; then uv pip install -q -p $(PY) -c constraints.txt -e '.[peers]'; \
+	else $(PY) -m pip install -q -c constraints.txt -e '.[peers]'; fi
+	$(PY) tests/zoo.py
 
 lab: setup
 	$(PY) -m jupyterlab nbs/index.ipynb

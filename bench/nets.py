@@ -20,10 +20,36 @@ def wide():
     "One linear layer of 4.2 million weights, large enough to see in the memory of a process."
     return nn.Sequential(nn.Linear(2048, 2048, bias=False))
 
-NETS = dict(tiny=tiny, wide=wide)
+class Unet(nn.Module):
+    "A plain U-Net with batch norm: four levels down, four up, the levels joined by `cat`."
+    def __init__(self, n_in=3, n_out=2, n=64):
+        super().__init__()
+        self.down = nn.ModuleList(_twice(a, b) for a,b in ((n_in, n), (n, 2*n), (2*n, 4*n), (4*n, 8*n), (8*n, 16*n)))
+        self.up = nn.ModuleList(nn.ConvTranspose2d(2*o, o, 2, 2) for o in (8*n, 4*n, 2*n, n))
+        self.join = nn.ModuleList(_twice(2*o, o) for o in (8*n, 4*n, 2*n, n))
+        self.head = nn.Conv2d(n, n_out, 1)
+
+    def forward(self, x):
+        levels = []
+        for i,down in enumerate(self.down):
+            x = down(nn.functional.max_pool2d(x, 2) if i else x)
+            levels.append(x)
+        for up,join,level in zip(self.up, self.join, levels[-2::-1]): x = join(torch.cat([level, up(x)], 1))
+        return self.head(x)
+
+def _twice(a, b): return nn.Sequential(*_layer(a, b), *_layer(b, b))
+def _layer(a, b): return nn.Conv2d(a, b, 3, padding=1, bias=False),nn.BatchNorm2d(b),nn.ReLU(inplace=True)
+
+def dynamic_unet():
+    "fastai's U-Net on the body of a ResNet-34, for images of 64 x 64."
+    from fastai.vision.learner import create_body
+    from fastai.vision.models.unet import DynamicUnet
+    return DynamicUnet(create_body(_torchvision('resnet34'), pretrained=False), 2, (64, 64))
+
+NETS = dict(tiny=tiny, wide=wide, unet=Unet, dynamic_unet=dynamic_unet)
 
 def build(name):
     "A network by name, always with the same weights."
     torch.manual_seed(0)
     if name in NETS: return NETS[name]()
-    return _timm(name) if name.startswith('vit') else _torchvision(name)
+    return _timm(name) if 'patch' in name else _torchvision(name)

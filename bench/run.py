@@ -10,6 +10,7 @@ from pathlib import Path
 warnings.filterwarnings('ignore', message='.*torch.jit.script.*')
 
 from contenders import EarlyPrune, Fasterai, FasteraiLocal, GraNet, have  # noqa: E402
+from early import AFTER, WATCHED, early  # noqa: E402
 from idle import idle  # noqa: E402
 from imports import imports, longest  # noqa: E402
 from measure import find, machine, show  # noqa: E402
@@ -18,6 +19,8 @@ from regrow import regrow  # noqa: E402
 from selecting import select, select_each, ties  # noqa: E402
 from surgery import TorchPruning, surgery  # noqa: E402
 from upkeep import upkeep  # noqa: E402
+
+from early_prune.ranking import taylor_fo  # noqa: E402
 
 PEERS = 'fasterai', 'timm', 'torch_pruning'
 
@@ -31,6 +34,7 @@ SECTIONS = {
     'upkeep' :(upkeep,      lambda: upkeep(['tiny'], 1, 2)),
     'idle'   :(idle,        lambda: idle(1, 5)),
     'surgery':(surgery,     lambda: surgery(dict(tiny=1), dict(tiny=1), 0)),
+    'early'  :(early,       lambda: early([('tiny', 4, 16)], [.3], 1, 1, taylor_fo)),
     'memory' :(memory,      lambda: memory('wide', 1)),
     'imports':(imports,     quick_imports)}
 
@@ -60,6 +64,9 @@ def targets(rows):
         ('trace and first cut of DenseNet-201, times faster than torch-pruning', ge, 20, min, _cuts(rows, 'densenet201')),
         ('trace and first cut of ResNet-50, times faster than torch-pruning', ge, 5, min, _cuts(rows, 'resnet50')),
         ('trace and first cut of ResNet-50, milliseconds', lt, 1000, max, _cuts(rows, 'resnet50', 'value', early)),
+        ('watched training step, ratio to a plain one', lt, 1.02, max, _middle(rows, table='early', what=WATCHED)),
+        ('training step after a cut of half the FLOPs, ratio', le, .65, max,
+         _middle(rows, table='early', case='resnet18, 64 images of 32 x 32', what=AFTER.format(.5))),
         ('memory, bytes per maskable weight', le, 1, max, [round(r['value'][1], 1) for r in held])]
     sign = {ge:'>=', gt:'>', le:'<=', lt:'<'}
     return [dict(what=what, rule=f'{sign[op]} {limit}', got=pick(got) if got else None, met=op(pick(got), limit) if got else None)
