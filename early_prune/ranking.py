@@ -7,7 +7,7 @@ __all__ = ['l1_norm', 'taylor_fo', 'NEURON_CRITERIA', 'of_neurons', 'filters', '
            'Averaged', 'l2_norm', 'fpgm', 'lamp', 'random_neurons', 'Neurons', 'Params', 'Flops', 'Latency', 'Limits',
            'reachable', 'rank', 'widths']
 
-# %% ../nbs/09_ranking.ipynb #05454c21
+# %% ../nbs/09_ranking.ipynb #63372fbb
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
@@ -19,12 +19,11 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvTransposeNd
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 from .core import call_with, evaluating, latency
-from .criteria import magnitude, random_scores, taylor
+from .criteria import magnitude, taylor
 from .dependency import Groups, headwise, plain
 
 # %% ../nbs/09_ranking.ipynb #b30666f3

@@ -15,6 +15,7 @@ from torchvision.models import get_model
 from early_prune.dependency import HEADWISE, Groups, headwise, plain, trace
 from early_prune.surgery import cut, silence
 
+
 def shapes(groups): return {g.name:(g.n, g.places) for g in groups}
 
 class Net(nn.Module):
@@ -302,7 +303,7 @@ class Random(nn.Module):
 
     def _new(self, i, layer, a, width, f=None):
         if layer is not None: self.layers[i] = layer
-        self.steps.append((f or (lambda m,xs: m.layers[i](xs[a]))))
+        self.steps.append(f or (lambda m,xs: m.layers[i](xs[a])))
         self.widths.append(width)
 
     def _conv(self, i, a, b, n): self._new(i, conv(self.widths[a], n, 3), a, n)

@@ -20,9 +20,10 @@ from early_prune.callbacks import EarlyPruneCallback, SparsifyCallback
 from early_prune.criteria import rms_magnitude
 from early_prune.data import digits
 from early_prune.dependency import trace
-from early_prune.models import resnet, small_cnn
+from early_prune.models import resnet
 from early_prune.ranking import Averaged, Flops, Neurons, Params, bn_scale, taylor_bn, taylor_fo
 from early_prune.triggers import EPI, TAU_GRADIENT, TAU_MAGNITUDE, AtEpoch, EarlyBird, Never, epi
+
 
 def learner(seed=0, tmp=None, net=None, **kwargs):
     set_seed(seed, reproducible=True)

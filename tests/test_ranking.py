@@ -35,6 +35,7 @@ from early_prune.ranking import (
 )
 from early_prune.surgery import cut
 
+
 def chain():
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.ReLU(), nn.Conv2d(5, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2))
