@@ -233,8 +233,10 @@ def code_cell(cell, prose, page):
     if d.get('echo') == 'false' or not code: tags.append('remove-input')
     if d.get('output') == 'false': tags.append('remove-output')
     if d.get('code-fold') == 'true': tags.append('hide-input')
+    if 'answer' in d: tags.append('hide-cell') # the solution of an exercise
     nb = {'image': {'alt': d.get('fig-alt') or d.get('fig-cap') or last_sentence(prose) or 'Output of the code above'}}
     if 'fig-cap' in d: nb['figure'] = {'caption': d['fig-cap']} | ({'name': d['label']} if 'label' in d else {})
+    if 'answer' in d: nb |= {'code_prompt_show': f'Answer {d["answer"]}', 'code_prompt_hide': f'Answer {d["answer"]}'}
     if cell['metadata'].get('language', 'python') not in ('python', None):
         return [md_cell(f'```{cell["metadata"]["language"]}\n{code}\n```')] + [
             md_cell(f'```text\n{text(o["text"]).rstrip()}\n```') for o in clean_outputs(outputs) if 'text' in o]

@@ -22,7 +22,6 @@ from bridge import (
     md_cell,
     myst,
     notebooks_in,
-    number_of,
     outside_fences,
     page_of,
     symbol_anchors,
@@ -54,9 +53,16 @@ def site():
 def toctree(caption, pages):
     return f'```{{toctree}}\n:hidden:\n:caption: {caption}\n\n' + '\n'.join(pages) + '\n```' if pages else ''
 
+def reading_order():
+    "Places of the notebooks in `nbs/sidebar.yml`: `{path: place}`."
+    listed = yaml.safe_load((NBS/'sidebar.yml').read_text(encoding='utf-8'))['website']['sidebar']['contents']
+    flat = [p for o in listed for p in (o['contents'] if isinstance(o, dict) else [o])]
+    return {p: i for i, p in enumerate(flat)}
+
 def contents(pages):
-    "The sidebar: tutorials, chapters, studies, project."
-    nbs = sorted((p for p in pages if p.endswith('.ipynb')), key=lambda p: (number_of(p) is None, p))
+    "The sidebar: tutorials, chapters, studies, project, in the order of `nbs/sidebar.yml`; what it lacks comes last."
+    place = reading_order()
+    nbs = sorted((p for p in pages if p.endswith('.ipynb')), key=lambda p: (place.get(p, len(place)), p))
     groups = {'Tutorials': [p for p in nbs if p.startswith('tutorials/')],
               'Chapters': [p for p in nbs if '/' not in p and p != 'index.ipynb'],
               'Studies': [p for p in nbs if p.startswith('studies/')]}

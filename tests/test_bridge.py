@@ -115,6 +115,10 @@ def test_directives_become_tags():
     assert cell['source'] == 'f()' and cell['metadata']['tags'] == ['remove-input', 'remove-output']
     assert page(code('#| include: false\nf()'))[1:] == []
 
+def test_an_answer_is_hidden_until_asked_for():
+    meta = page(code('#| answer: 2\nx'))[1]['metadata']
+    assert meta['tags']==['hide-cell'] and meta['mystnb']['code_prompt_show']=='Answer 2'
+
 def test_pictures_have_alternative_text():
     cell = page(md('First. Half of the `weights` are gone:'), code('plot()', out(image_png='xx')))[2]
     assert cell['metadata']['mystnb']['image']['alt'] == 'Half of the weights are gone'
