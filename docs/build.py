@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import yaml
+
 from bridge import (
     LINK,
     Site,

@@ -8,13 +8,14 @@ DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
 sys.path.insert(0, str(DOCS))
 
-from bridge import page_of
 from docutils import nodes
 from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 from sphinx.transforms import SphinxTransform
 from sphinx.util.math import get_node_equation_number
+
+from bridge import page_of
 
 _cfg = ConfigParser(delimiters=['='])
 _cfg.read(ROOT/'settings.ini', encoding='utf-8')

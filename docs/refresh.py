@@ -20,11 +20,12 @@ import time
 from pathlib import Path
 
 import nbformat
-from bridge import directives, notebooks_in, text
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbdev.clean import nbdev_clean
 from nbdev.config import get_config
+
+from bridge import directives, notebooks_in, text
 
 ROOT = Path(__file__).resolve().parent.parent
 LIMIT = 100_000 # bytes of a picture as SVG; a heavier one is stored as PNG
