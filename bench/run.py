@@ -11,13 +11,16 @@ warnings.filterwarnings('ignore', message='.*torch.jit.script.*')
 
 from contenders import EarlyPrune, Fasterai, FasteraiLocal, GraNet, have  # noqa: E402
 from early import AFTER, WATCHED, early  # noqa: E402
+from examples import examples  # noqa: E402
 from idle import idle  # noqa: E402
 from imports import imports, longest  # noqa: E402
 from measure import find, machine, show  # noqa: E402
 from memory import METHOD, can_measure, memory  # noqa: E402
 from regrow import regrow  # noqa: E402
 from selecting import select, select_each, ties  # noqa: E402
+from step import MASKS, step  # noqa: E402
 from surgery import TorchPruning, surgery  # noqa: E402
+from training import training  # noqa: E402
 from upkeep import upkeep  # noqa: E402
 
 from early_prune.ranking import taylor_fo  # noqa: E402
@@ -35,6 +38,9 @@ SECTIONS = {
     'idle'   :(idle,        lambda: idle(1, 5)),
     'surgery':(surgery,     lambda: surgery(dict(tiny=1), dict(tiny=1), 0)),
     'early'  :(early,       lambda: early([('tiny', 4, 16)], [.3], 1, 1, taylor_fo)),
+    'step'   :(step,        lambda: step('resnet8', 8, 2, 16, 1, 0)),
+    'training':(training,   lambda: training('resnet18', 2, 32, (0., .5), 2)),
+    'examples':(examples,   lambda: examples(1, 1, 1, 'resnet18', 64)),
     'memory' :(memory,      lambda: memory('wide', 1)),
     'imports':(imports,     quick_imports)}
 
@@ -67,6 +73,8 @@ def targets(rows):
         ('watched training step, ratio to a plain one', lt, 1.02, max, _middle(rows, table='early', what=WATCHED)),
         ('training step after a cut of half the FLOPs, ratio', le, .65, max,
          _middle(rows, table='early', case='resnet18, 64 images of 32 x 32', what=AFTER.format(.5))),
+        ('images a second with masks, share of a plain PyTorch loop', ge, .8, min,
+         [1/r for r in _middle(rows, table='step', what=MASKS)]),
         ('memory, bytes per maskable weight', le, 1, max, [round(r['value'][1], 1) for r in held])]
     sign = {ge:'>=', gt:'>', le:'<=', lt:'<'}
     return [dict(what=what, rule=f'{sign[op]} {limit}', got=pick(got) if got else None, met=op(pick(got), limit) if got else None)

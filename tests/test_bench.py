@@ -175,3 +175,18 @@ def test_surgery_records_a_failure(bench, monkeypatch):
     assert ('torch-pruning', 'tiny, second cut') not in rows and 'left' in rows['early_prune', 'tiny, second cut']
     monkeypatch.setattr(surgery.EarlyPrune, 'first', fails)
     with pytest.raises(RuntimeError, match='cannot'): surgery.one_net('tiny', 1, 0)
+
+def test_training_steps_run(bench, no_peers, tmp_path):
+    "The same batches through a plain loop and through fastai; a cut network trains faster than nothing."
+    import step
+    rows = _run(bench, tmp_path, 'step', 'training')['rows']
+    assert {r['what'] for r in rows if r['table']=='step'}=={step.PLAIN, step.FASTAI, step.MASKS, step.WATCH}
+    trained = [r for r in rows if r['table']=='training']
+    assert [r['flops_left']<=.51 for r in trained]==[False, False, True, True] and all(r['value'][0]>0 for r in trained)
+
+def test_examples_run_without_the_peers(bench, no_peers, tmp_path):
+    "Our side of the neighbours' examples: everything survives a cut and a sparse training."
+    rows = _run(bench, tmp_path, 'examples')['rows']
+    details = {r['case']:r['details']['early_prune'] for r in rows if 'details' in r}
+    assert len(details)==3 and all(all(o.get('survives', {}).values()) for o in details.values())
+    assert {r['what'] for r in rows}=={'early_prune', 'dense'}
