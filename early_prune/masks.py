@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['by_weight', 'by_kernel', 'by_filter', 'two_four', 'GRANULARITIES', 'INTS', 'ELEMENTWISE', 'n_keep', 'select',
            'take_top', 'keep_top', 'Granularity', 'NM', 'Masks', 'optimizer_state', 'holds_zero', 'norm_after',
-           'plot_mask']
+           'plot_mask', 'n_ranks', 'from_first', 'agree', 'digest', 'averaged']
 
 # %% ../nbs/04_masks.ipynb #06db3e82
 import math
@@ -14,11 +14,13 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import singledispatch
+from hashlib import blake2b
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
+import torch.distributed as dist
 from fastcore.basics import patch
 from torch import nn, Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -495,3 +497,99 @@ def plot(self:Masks,
     ax.bar(range(len(density)), density, color='0.25')
     ax.set(xlabel='layer', ylabel='density', ylim=(0,1), xticks=[])
     return ax
+
+# %% ../nbs/04_masks.ipynb #a894a0b0
+def n_ranks()->int: # Processes of the default group of `torch.distributed`; 1 where there is none
+    "Count the processes that train together."
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+def from_first(
+    decide:Callable, # `() -> value` that can be pickled; called in the first process only
+):                   # The value, in all processes
+    "Decide in the first process; the others receive what it decided, or why it could not."
+    if n_ranks()==1: return decide()
+    said = [None, '']
+    if dist.get_rank()==0:
+        try: said = [decide(), '']
+        except Exception as e:
+            dist.broadcast_object_list([None, f'{type(e).__name__}: {e}'])
+            raise
+    dist.broadcast_object_list(said)
+    if said[1]: raise RuntimeError(f'the process of rank 0 stopped with {said[1]}')
+    return said[0]
+
+# %% ../nbs/04_masks.ipynb #db8ab91c
+def agree(
+    what:str, # Name of what is compared, a plural, for the message
+    value,    # What this process has: short, can be pickled
+):
+    "Raise in every process when one of them has another value."
+    if (n := n_ranks())==1: return
+    found = [None]*n
+    dist.all_gather_object(found, value)
+    other = next((i for i,o in enumerate(found) if o!=found[0]), None)
+    if other is not None:
+        raise RuntimeError(f'{what} differ between processes: rank 0 has {found[0]}, rank {other} has {found[other]}')
+
+def digest(
+    *values, # Bytes, or plain values that print alike when they are equal
+)->str:      # 16 hexadecimal digits
+    "Give a fingerprint that is equal in two processes when the values are."
+    h = blake2b(digest_size=8)
+    for o in values: h.update(o if isinstance(o, bytes) else repr(o).encode())
+    return h.hexdigest()
+
+# %% ../nbs/04_masks.ipynb #857082b2
+@torch.no_grad()
+def averaged(
+    criterion:Callable, # `(p) -> scores`
+    params:dict,        # `{name: p}`, the layers to score, the same in all processes
+)->Callable:            # `(p) -> scores`, the mean of what `criterion` says in all processes
+    "Average scores over all processes."
+    if (n := n_ranks())==1: return criterion
+    found = {p:criterion(p).clone(memory_format=torch.contiguous_format) for p in params.values()}
+    for s in found.values():
+        dist.all_reduce(s)
+        s /= n
+    return found.__getitem__
+
+# %% ../nbs/04_masks.ipynb #3412f590
+@patch
+def pack(self:Masks)->dict: # `{name: bytes}` of the layers that have a mask, 1 = kept, the first unit in the highest bit
+    "Write the masks as one bit for each unit."
+    return {nm:np.packbits(self._units(nm).cpu().numpy()).tobytes() for nm in self.params if nm in self.masks}
+
+@patch
+def unpack(self:Masks,
+    bits:dict, # What `pack` returned; layers that are not named keep their masks
+)->Masks:      # `self`; weights are not touched until `apply`
+    "Take over masks that were packed."
+    chosen = {}
+    for nm,packed in bits.items():
+        if nm not in self.params: raise ValueError(f'`bits` names no maskable layer: {nm}')
+        n,p = self.n_units[nm],self.params[nm]
+        if len(packed)!=-(-n//8): raise ValueError(f'{nm} has {n} units, `bits` has {len(packed)} bytes for them')
+        units = np.unpackbits(np.frombuffer(packed, np.uint8), count=n).astype(bool)
+        shape = p.shape[:self.granularity.dims]
+        chosen[nm] = torch.from_numpy(units).view(shape).to(p.device),int(units.sum())
+    return self._set_all(chosen)
+
+# %% ../nbs/04_masks.ipynb #8642f3c9
+@patch
+def compare(self:Masks)->Masks: # `self`
+    "Raise in every process when masks differ between processes."
+    if n_ranks()>1:
+        kept,units = sum(self.n_kept.values()),sum(self.n_units.values())
+        agree('masks', f'{kept} of {units} units ({digest(*sorted(self.pack().items()))})')
+    return self
+
+@patch
+def share(self:Masks,
+    choose:Callable, # `() -> Masks`, an update of these masks; called in the first process only
+)->Masks:            # `self`, the same in all processes; weights are not touched until `apply`
+    "Choose in the first process, and take its masks over in all others."
+    if n_ranks()==1: return choose()
+    self.compare()
+    bits = from_first(lambda: choose().pack())
+    if dist.get_rank(): self.unpack(bits)
+    return self.compare()
