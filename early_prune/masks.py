@@ -555,7 +555,7 @@ def averaged(
 
 # %% ../nbs/04_masks.ipynb #3412f590
 @patch
-def pack(self:Masks)->dict: # `{name: bytes}` of the layers that have a mask, 1 = kept, the first unit in the highest bit
+def pack(self:Masks)->dict: # `{name: bytes}` of the layers that have a mask; 1 = kept, highest bit first
     "Write the masks as one bit for each unit."
     return {nm:np.packbits(self._units(nm).cpu().numpy()).tobytes() for nm in self.params if nm in self.masks}
 
