@@ -26,14 +26,15 @@ from torch import Tensor
 
 from .core import check_sparsity
 from .criteria import AtInit, magnitude, random_scores, rms_magnitude
-from .dependency import _all_tensors, plain, trace
+from .dependency import Groups, _all_tensors, plain, trace
 from .distributions import uniform
 from .masks import Masks, holds_zero
 from .ranking import Averaged, Flops, Limits, Neurons, rank, reachable, scores
 from .regrowth import Exploration, Regrowth
 from .schedules import Schedule, one_cycle, plan, sched_exponential
 from .surgery import cut, silence
-from .triggers import EPI, TAU_GRADIENT, TAU_MAGNITUDE, Never, plot_epi, plot_widths, shortfall, snapshot
+from .triggers import (EPI, TAU_GRADIENT, TAU_MAGNITUDE, Never, dump_history, load_history, plot_epi,
+    plot_widths, shortfall, snapshot)
 
 # %% ../nbs/12_callbacks.ipynb #41ff60de
 PARTS = {sgd_step, weight_decay, l2_reg, average_grad, average_sqr_grad, momentum_step, rms_prop_step, step_stat,
@@ -118,9 +119,7 @@ def _make_masks(self:SparsifyCallback):
     last,found = self.masks or self.previous,{id(p) for p in self.model.parameters()}
     same = last is not None and all(id(p) in found for p in last.params.values())
     if not (same and last is self.masks): self.masks = Masks(self.model, **self.kwargs)
-    if self.masks.granularity.dims==1:
-        batch = (self.dls.valid if len(self.dls.valid) else self.dls.train).one_batch()
-        self.masks.follow(self.model, *batch[:self.dls.n_inp])
+    self._follow(self.masks)
     if same and last is not self.masks: self.masks.adopt(last)
     self.names = [nm for nm,p in self.masks.params.items() if p.requires_grad]
     if not self.names: raise ValueError('No prunable layer is trainable: all are frozen. Call `learn.unfreeze()` first')
@@ -131,6 +130,12 @@ def _make_masks(self:SparsifyCallback):
         self.history.append((0, self.masks.sparsity))
     self.begin = self.now() if self.masks.masks else self._share(self.start, self.distribution)
     self.masks.check(self.end, self.names)
+
+@patch
+def _follow(self:SparsifyCallback, masks):
+    return masks.follow(self.model, *_example(self.dls)) if masks.granularity.dims==1 else masks
+
+def _example(dls): return (dls.valid if len(dls.valid) else dls.train).one_batch()[:dls.n_inp]
 
 @patch
 def _share(self:SparsifyCallback, sparsity, distribution):
@@ -333,12 +338,10 @@ def _of_network(groups, model):
 
 @patch
 def _begin(self:EarlyPruneCallback):
-    batch = (self.dls.valid if len(self.dls.valid) else self.dls.train).one_batch()[:self.dls.n_inp]
-    self.inputs = tuple(o[:2].as_subclass(Tensor) if isinstance(o, Tensor) else o for o in batch)
+    self.inputs = self._two_images()
     self.groups,self.stay,self.history,self.due,self.done = trace(self.model, *self.inputs),None,[],[],False
     if not len(self.groups): raise ValueError('No neuron can be cut: `trace(model, x).why_fixed()` says why')
-    self.within = dict(floor=self.limits.floors(self.groups), round_to=self.limits.round_to,
-                       ignore=self.limits.ignore, per_group=self.limits.per_group)
+    self._respect(self.limits.floors(self.groups))
     self.dense = self.budget.meter(self.groups, self.model, self.inputs)(self._alive())
     self.flops = self.dense_flops = self._flops()
     self._count_from_the_first_network()
@@ -346,6 +349,15 @@ def _begin(self:EarlyPruneCallback):
     if table.least>self.budget.target(self.dense):
         raise ValueError(f'{self.budget} cannot be met: the least within the limits is {table.least:.4g} of '
                          f'{self.dense:.4g} {self.budget.unit}')
+
+@patch
+def _respect(self:EarlyPruneCallback, floors):
+    limits = self.limits
+    self.within = dict(floor=floors, round_to=limits.round_to, ignore=limits.ignore, per_group=limits.per_group)
+
+@patch
+def _two_images(self:EarlyPruneCallback):
+    return tuple(o[:2].as_subclass(Tensor) if isinstance(o, Tensor) else o for o in _example(self.dls))
 
 @patch
 def remember(self:EarlyPruneCallback,
@@ -491,3 +503,82 @@ def plot(self:EarlyPruneCallback,
     plot_widths(self.history, ax=axs[1])
     if self.cut_at is not None: axs[1].axvline(self.cut_at, color='tab:red', lw=1)
     return axs
+
+# %% ../nbs/12_callbacks.ipynb #c395cac8
+def _sums(criterion, params):
+    if not hasattr(criterion, 'observe'): return None
+    if not hasattr(criterion, 'state'):
+        raise ValueError(f'`criterion` {criterion} observes batches and has no `state` and `load_state`')
+    return criterion.state(params)
+
+_CHANGED = ('due', 'exploring', 'history', 'unscored', 'holds', 'changed', 'fresh', 'names', 'begin', 'end')
+
+@patch
+def state(self:SparsifyCallback
+)->dict: # Numbers, text, tensors, and lists and dicts of them; empty before the first training
+    "Return what pruning has changed."
+    if self.masks is None: return {}
+    params,looked = self.masks.params,isinstance(self.criterion, AtInit) and self.due and not self.unscored
+    found = {nm:getattr(self, nm) for nm in _CHANGED} | dict(sparsity=self.sparsity)
+    return found | dict(masks={nm:self.masks.masks[nm] for nm in params if nm in self.masks.masks},
+        exploration=None if self.exploration is None else self.exploration.state(),
+        looked={nm:self.score(params[nm]) for nm in self.names} if looked else None,
+        score=_sums(self.criterion, params), grow=None if self.regrowth is None else _sums(self.grow, params))
+
+# %% ../nbs/12_callbacks.ipynb #6814570a
+@patch
+def load_state(self:SparsifyCallback,
+    state:dict, # What `state` returned, of a callback with the same arguments
+):
+    "Go on from where another process was."
+    if not state: return
+    if state['sparsity']!=self.sparsity:
+        raise ValueError(f'`sparsity` is {self.sparsity:g}, and the state is of a callback with {state["sparsity"]:g}')
+    masks,looked = self._follow(Masks(self.model, **self.kwargs)).adopt(state['masks']),state['looked']
+    known,self.exploration = state['exploration'],None
+    if known is not None: self.exploration = Exploration(masks).load_state(known)
+    self.masks,self.losses = masks,self.recorder.losses
+    for nm in _CHANGED: setattr(self, nm, state[nm])
+    self.score,self.grow = self.criterion,None if self.regrowth is None else self.regrowth.new_criterion()
+    if looked is not None: self.score = {masks.params[nm]:o for nm,o in looked.items()}.__getitem__
+    for criterion,sums in ((self.criterion, state['score']), (self.grow, state['grow'])):
+        if sums is not None: criterion.load_state(sums, masks.params)
+
+# %% ../nbs/12_callbacks.ipynb #0032d133
+_WATCHED = ('due', 'done', 'cut_at', 'flops', 'dense_flops', 'dense', 'images', 'changed', 'fresh')
+
+@patch
+def state(self:EarlyPruneCallback
+)->dict: # Numbers, text, tensors, and lists and dicts of them; empty before the first training
+    "Return what watching and cutting have changed."
+    if self.groups is None: return {}
+    costs = [o | dict(fit=o['fit'] is self.columns) for o in self.costs]
+    return {nm:getattr(self, nm) for nm in _WATCHED} | dict(
+        budget=str(self.budget), groups=self.groups.to_json(), floors=self.within['floor'], costs=costs,
+        history=dump_history(self.history), stay=None if self.stay is None else torch.from_numpy(self.stay),
+        elapsed=perf_counter()-self.started, score=_sums_of_neurons(self.criterion))
+
+def _sums_of_neurons(criterion):
+    if isinstance(criterion, Averaged): return criterion.state()
+    if not hasattr(criterion, 'observe'): return None
+    raise ValueError(f'`criterion` {criterion} observes batches and is no `Averaged`')
+
+# %% ../nbs/12_callbacks.ipynb #720e14df
+@patch
+def load_state(self:EarlyPruneCallback,
+    state:dict, # What `state` returned, of a callback with the same arguments
+):
+    "Go on from where another process was."
+    if not state: return
+    if state['budget']!=str(self.budget):
+        raise ValueError(f'`budget` is {self.budget}, and the state is of a callback with {state["budget"]}')
+    groups,stay = Groups.from_json(state['groups']),state['stay']
+    if not _of_network(groups, self.model): raise ValueError('The state is of another network')
+    self.groups,self.inputs,self.stay = groups,self._two_images(),None if stay is None else stay.numpy()
+    for nm in _WATCHED: setattr(self, nm, state[nm])
+    self._respect(state['floors'])
+    self.history,self.started = load_history(state['history']),perf_counter()-state['elapsed']
+    self.costs = [o | dict(fit=self.columns if o['fit'] else None) for o in state['costs']]
+    if (sums := state['score']) is not None:
+        device = next(self.model.parameters()).device
+        self.criterion.load_state(sums | dict(total=None if sums['total'] is None else sums['total'].to(device)))

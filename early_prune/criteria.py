@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from fastcore.basics import patch
 from torch import nn, Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
@@ -89,6 +90,23 @@ class Running:
         return self.sums[p]
 
     def __repr__(self): return f'Running({getattr(self.criterion, "__name__", self.criterion)}, decay={self.decay:g})'
+
+# %% ../nbs/03_criteria.ipynb #c6c34b2d
+@patch
+def state(self:Running,
+    params:dict, # `{name: parameter}`
+)->dict:         # `{name: sum}` of the parameters that were observed
+    "Return what was collected."
+    return {nm:self.sums[p] for nm,p in params.items() if p in self.sums}
+
+@patch
+def load_state(self:Running,
+    state:dict,  # What `state` returned
+    params:dict, # `{name: parameter}`
+):
+    "Set what was collected."
+    self.sums.clear()
+    for nm,total in state.items(): self.sums[params[nm]] = total.to(params[nm].device)
 
 # %% ../nbs/03_criteria.ipynb #96054928
 def _tuple(o): return tuple(o) if isinstance(o, (tuple, list)) else (o,)

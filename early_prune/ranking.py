@@ -17,6 +17,7 @@ from math import ceil, gcd
 import numpy as np
 import pandas as pd
 import torch
+from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_map_only
@@ -158,6 +159,20 @@ class Averaged:
         if len(self.total)!=groups.n_neurons:
             raise ValueError(f'{self} knows {len(self.total)} neurons, not {groups.n_neurons}: `reset` it after a cut')
         return self.total/self.n
+
+# %% ../nbs/09_ranking.ipynb #a2135f07
+@patch
+def state(self:Averaged
+)->dict: # `total`, `(n_neurons,)` or `None`, and `n`, the number of batches
+    "Return what was observed."
+    return dict(total=self.total, n=self.n)
+
+@patch
+def load_state(self:Averaged,
+    state:dict, # What `state` returned
+):
+    "Set what was observed."
+    self.total,self.n = state['total'],state['n']
 
 # %% ../nbs/09_ranking.ipynb #bb7c43c1
 def _square(p): return p.float().square()

@@ -216,6 +216,23 @@ class Exploration:
         ax.legend(loc='lower center', bbox_to_anchor=(.5, 1), ncols=3, fontsize=8)
         return ax
 
+# %% ../nbs/07_regrowth.ipynb #b7f6ceae
+@patch
+def state(self:Exploration
+)->dict: # `first`, `last` and `ever`, `{name: mask}` each, and `history`
+    "Return the record."
+    return dict(first=self.first, last=self.last, ever=self.ever, history=self.history)
+
+@patch
+def load_state(self:Exploration,
+    state:dict, # What `state` returned, of masks of the same layers
+)->Exploration: # `self`
+    "Set the record."
+    if state['ever'].keys()!=self.ever.keys(): raise ValueError('`state` is of masks of other layers')
+    self.first,self.last,self.ever = (dict(state[nm]) for nm in ('first', 'last', 'ever'))
+    self.history = list(state['history'])
+    return self
+
 # %% ../nbs/07_regrowth.ipynb #79016f91
 @patch
 def adopt_zeros(self:Masks)->Masks: # `self`
