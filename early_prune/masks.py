@@ -350,13 +350,14 @@ def update(self:Masks,
 # %% ../nbs/04_masks.ipynb #eee7e9ea
 @patch
 def adopt(self:Masks,
-    other:Masks, # Masks of the same network; layers it does not mask stay dense
+    other:Masks, # Masks of the same network, or `{name: mask}`; layers it does not mask stay dense
 )->Masks:        # `self`
     "Start from the masks of `other`."
-    dims,chosen = self.granularity.dims,{}
-    for nm in self.params:
-        if nm in other.masks:
-            mask = other.masks[nm]
+    dims,chosen,masks = self.granularity.dims,{},other if isinstance(other, dict) else other.masks
+    for nm,p in self.params.items():
+        if nm in masks:
+            mask = masks[nm].to(p.device)
+            if mask.shape!=p.shape: raise ValueError(f'{nm} has shape {tuple(p.shape)}, its mask {tuple(mask.shape)}')
             units = mask.clone() if dims is None or dims>=mask.ndim else mask.flatten(dims).any(-1)
             chosen[nm] = units,units.sum().item()
     return self._set_all(chosen)
