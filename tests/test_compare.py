@@ -2,8 +2,12 @@
 import json
 import multiprocessing
 import os
+import time
+from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from fastai.callback.core import Callback
 from fastai.callback.schedule import ParamScheduler
 
@@ -13,10 +17,16 @@ from early_prune.compare import (
     Results,
     Run,
     compare,
+    interval,
     make_learner,
     make_runs,
     plasticity,
     plot_plasticity,
+    read_runs,
+    train_run,
+    train_runs,
+    verdict,
+    versus,
 )
 from early_prune.regrowth import by_gradient
 
@@ -26,6 +36,61 @@ def test_keys_tell_runs_apart():
     assert len(runs)==3*(1+2*2)==len({r.key for r in runs})
     assert [r.seed for r in runs]==sorted(r.seed for r in runs), 'seed by seed, so that an unfinished comparison is balanced'
     assert Run('agp', .9).key!=Run('agp', .9, lr=2e-2).key
+
+STORED = Path(__file__).parent.parent/'nbs'/'studies'/'results'
+
+def test_keys_of_stored_runs_stay_valid():
+    "Fields that came later do not change the key of a run that does not use them."
+    n = 0
+    for path in STORED.glob('*.jsonl'):
+        for r in map(json.loads, path.read_text().splitlines()):
+            if not {'recipe', 'bs', 'key'}<=set(r): continue
+            assert Run(**{k:v for k,v in r.items() if k in Run.__dataclass_fields__}).key==r['key']
+            n += 1
+    assert n>=190 and Run('agp', .9).key=='5fe356f0e95f'
+    base = Run('epi', .5)
+    later = [Run('epi', .5, **o) for o in (dict(valid=.1), dict(at_epoch=0), dict(bf16=True), dict(channels_last=True))]
+    assert len({r.key for r in [base, *later]})==5
+
+def test_the_test_images_are_looked_at_once(monkeypatch):
+    "Epochs are judged on images held out of the training part; the test set is read once, after the last of them."
+    run,seen = Run('agp', .9, arch='small_cnn', epochs=3, limit=200, valid=.1),[]
+    learn = make_learner(run)
+    class Look(Callback):
+        def before_validate(self): seen.append(self.dl is self.dls.test)
+    learn.add_cb(Look())
+    with learn.no_bar(), learn.no_logging(): record = train_run(learn, run)
+    assert seen==[False]*3+[True] and [len(o.dataset) for o in learn.dls.loaders]==[200, 20, 359]
+    parts = [{o.numpy().tobytes() for o in dl.dataset.x} for dl in learn.dls.loaders]
+    assert not parts[2] & (parts[0] | parts[1])
+    hits = torch.cat([learn.model(x).argmax(1)==y for x,y in learn.dls.test])
+    assert record['accuracy']==pytest.approx(float(hits.float().mean())) and len(record['accuracies'])==3
+
+def test_bfloat16_ends_with_its_batch():
+    "Also when the network raises; scores at initialisation are taken in float32."
+    run,seen = Run('snip', .5, arch='resnet8', epochs=1, limit=128, bf16=True, channels_last=True),[]
+    learn = make_learner(run)
+    learn.model[0].register_forward_hook(lambda m, x, out: seen.append((out.dtype, out.is_contiguous(memory_format=torch.channels_last))))
+    with learn.no_bar(), learn.no_logging(): train_run(learn, run)
+    kinds = [dtype for dtype,_ in seen]
+    assert kinds[:2]==[torch.float32]*2 and kinds.count(torch.bfloat16)==2+len(learn.dls.valid) and (torch.bfloat16, False) not in seen
+    assert not torch.is_autocast_enabled('cpu')
+    learn.model[-1].register_forward_hook(lambda *args: 1/0)
+    with pytest.raises(ZeroDivisionError), learn.no_bar(), learn.no_logging(): train_run(learn, run)
+    assert not torch.is_autocast_enabled('cpu')
+
+def test_runs_cut_at_the_epoch_asked_for():
+    run = Run('epi_gradient', .5, arch='resnet8', epochs=3, limit=128, at_epoch=1)
+    learn = make_learner(run)
+    with learn.no_bar(), learn.no_logging(): record = train_run(learn, run)
+    assert record['cut_at']==record['at_epoch']==1 and record['training_flops']==pytest.approx(
+        3*record['training_share']*Run.__dataclass_fields__['bs'].default*2*3*learn.early_prune.dense_flops)
+
+def test_a_lottery_ticket_pays_for_all_trainings(tmp_path):
+    ask = dict(recipes=['dense', 'imp'], sparsities=[.3], path=tmp_path/'r.jsonl', seeds=1, epochs=1, limit=100, show_progress=False)
+    dense,ticket = compare(**ask).records
+    assert ticket['training_share']==3 and ticket['sparsity_reached']==pytest.approx(.3, abs=1e-3)
+    assert ticket['training_flops']==3*dense['training_flops']
 
 def _add(path):
     for i in range(200): Results(path).add(dict(who=os.getpid(), i=i, text='x'*500))
@@ -66,10 +131,134 @@ def test_table_is_mean_and_spread():
     assert row.seeds==3 and row.accuracy==pytest.approx(.7) and row.spread==pytest.approx(.2) and (row.least, row.most)==(.5, .9)
     assert len(Comparison(records).plot().lines)==2
 
-@pytest.mark.parametrize('text,line', [('{"a": 1}\n{"b"', 2), ('no', 1)])
+@pytest.mark.parametrize('text,line', [('{"a": 1}\n{"b"\n', 2), ('{"b"\n{"a": 1}', 1), ('no', 1)])
 def test_broken_file(tmp_path, text, line):
     (tmp_path/'r.jsonl').write_text(text)
     with pytest.raises(ValueError, match=f'line {line} is not a result'): Results(tmp_path/'r.jsonl').read()
+
+@pytest.mark.parametrize('left', ['{"recipe": "agp", "acc', '{', '{"key": "b"}'])
+def test_a_torn_last_line_is_survived(tmp_path, left):
+    "What a killed process left is not read, and is replaced by the next result; a whole line without its end is kept."
+    results,whole = Results(tmp_path/'r.jsonl'),left.endswith('}')
+    results.add(dict(key='a'))
+    with results.path.open('a') as f: f.write(left)
+    before = results.read()
+    results.add(dict(key='c'))
+    assert [r['key'] for r in before]==['a', 'b'][:1+whole] and [r['key'] for r in results.read()]==[*'abc'] if whole else [*'ac']
+    assert all(map(json.loads, results.path.read_text().splitlines()))
+
+ASK = dict(recipes=['dense', 'agp'], sparsities=[.9], seeds=3, epochs=2, arch='small_cnn', limit=400, show_progress=False)
+
+def _start(path):
+    child = multiprocessing.get_context('fork').Process(target=compare, kwargs=ASK | dict(path=path))
+    child.start()
+    return child
+
+def _wait_for(path, n, child):
+    while not path.exists() or len(path.read_bytes().splitlines())<n:
+        assert child.is_alive()
+        time.sleep(.005)
+
+def test_killed_at_any_moment_loses_and_repeats_nothing(tmp_path):
+    path = tmp_path/'r.jsonl'
+    for n in (1, 3):
+        child = _start(path)
+        _wait_for(path, n, child)
+        child.kill()
+        child.join()
+    before = path.read_bytes()
+    kept = before[:before.rfind(b'\n')+1]
+    comparison = compare(path=path, **ASK)
+    assert path.read_bytes().startswith(kept) and len(kept.splitlines())>=3
+    keys = [json.loads(o)['key'] for o in path.read_text().splitlines()]
+    assert len(keys)==len(set(keys))==6 and len(comparison.records)==6
+
+def test_two_processes_share_the_work(tmp_path):
+    path = tmp_path/'r.jsonl'
+    children = [_start(path) for _ in range(2)]
+    for c in children: c.join()
+    assert [c.exitcode for c in children]==[0, 0]
+    keys = [json.loads(o)['key'] for o in path.read_text().splitlines()]
+    assert len(keys)==len(set(keys))==6
+
+def test_waits_for_the_claim_of_another_and_takes_over_from_the_dead(tmp_path, monkeypatch):
+    path,run = tmp_path/'r.jsonl',Run(epochs=1, limit=100)
+    claim = Results(path).claim(run.key)
+    claim.acquire()
+    trained,original = [],module._train_claimed
+    monkeypatch.setattr(module, '_train_claimed', lambda *args: trained.append(args) or original(*args))
+    other = Run(epochs=1, limit=100, seed=1)
+    class Freed(Results):
+        def add(self, record):
+            super().add(record)
+            claim.release()
+    monkeypatch.setattr(module, 'Results', Freed)
+    comparison = train_runs([run, other], path, show_progress=False)
+    assert [args[0] for args in trained]==[other, run] and [r['seed'] for r in comparison.records]==[0, 1]
+
+@pytest.mark.slow
+def test_several_jobs_give_the_same(tmp_path):
+    one,two = (compare(path=tmp_path/f'{n}.jsonl', n_jobs=n, **(ASK | dict(seeds=1))) for n in (1, 2))
+    same = [[r[nm] for nm in ('recipe', 'accuracies', 'nonzeros', 'key')] for r in one.records]
+    assert same==[[r[nm] for nm in ('recipe', 'accuracies', 'nonzeros', 'key')] for r in two.records]
+
+def test_failed_runs_are_kept_apart_and_tried_again(tmp_path, monkeypatch):
+    ask,train = ASK | dict(seeds=2, path=tmp_path/'r.jsonl'),module.train_run
+    def broken(learn, run):
+        if run.recipe=='agp' and run.seed==0: raise RuntimeError('CUDA out of memory\nTried to allocate')
+        return train(learn, run)
+    monkeypatch.setattr(module, 'train_run', broken)
+    with pytest.warns(UserWarning, match='1 of 4 runs failed .* RuntimeError: Tried to allocate'): comparison = compare(**ask)
+    assert repr(comparison)=='Comparison(3 of 4 runs, 1 failed)' and comparison.table().seeds.tolist()==[2, 1]
+    assert 'Tried to allocate' in comparison._repr_html_() and len(Results(ask['path']))==3
+    monkeypatch.setattr(module, 'train_run', train)
+    again = compare(**ask)
+    assert repr(again)=='Comparison(4 runs)' and not Results(ask['path']).failed()
+
+def test_interrupts_and_bugs_outside_a_training_stop_the_comparison(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, 'make_learner', lambda run: 1/0)
+    with pytest.raises(ZeroDivisionError): compare(path=tmp_path/'r.jsonl', **ASK)
+    assert not (tmp_path/'r.jsonl').exists()
+
+def _record(recipe, seed, accuracy, sparsity=.9, **kwargs):
+    return dict(recipe=recipe, sparsity=sparsity, seed=seed, accuracy=accuracy, sparsity_reached=sparsity, seconds=1., data='digits', arch='a') | kwargs
+
+def test_gains_are_paired_by_seed():
+    "Seeds that one of the two lacks do not count; what the seed does to both cancels."
+    a = [_record('agp', i, .5+.1*i) for i in (2, 0, 1, 3)]
+    b = [_record('set', i, .48+.1*i) for i in (0, 1, 2)]
+    d = [_record('dense', i, .9, 0.) for i in range(4)]
+    table = Comparison(a+b+d).table('set').set_index('recipe')
+    assert table.gain.agp==pytest.approx(.02) and table.verdict.to_dict()=={'agp':'confirmed', 'set':'undecided', 'dense':''}
+    assert versus(a+b, 'agp', 'set', sparsity=.9)['seeds']==3 and versus(a+b, 'agp', 'set', sparsity=.5)['verdict']==''
+    assert Comparison(a+b+d).table('dense').set_index('recipe').gain.agp==pytest.approx(.5+.15-.9)
+    with pytest.raises(ValueError, match="`baseline` has no finished run: 'gmp'"): Comparison(a).table('gmp')
+
+def test_interval_holds_the_bootstrap_and_students_t():
+    "Exact values of t for three differences; never narrower than the bootstrap, whose ends are the extremes here."
+    low,high = interval([.01, .02, .03])
+    assert (low, high)==pytest.approx((.02-4.302653*.01/3**.5, .02+4.302653*.01/3**.5))
+    skewed = [0.]*30+[1.]
+    assert interval(skewed)[1]>=np.mean(skewed)+1e-3 and interval([.2, .2])==(.2, .2) and np.isnan(interval([.1])[0])
+    assert [verdict(*o) for o in ((.1, .2), (-.2, -.1), (-.1, .1), interval([.1]))]==['confirmed', 'not confirmed', 'undecided', 'undecided']
+
+def test_several_networks_are_several_rows(tmp_path):
+    runs = make_runs(['dense', 'epi'], [.3], 2, arch=['small_cnn', 'resnet8'], epochs=1)
+    assert len(runs)==8 and [r.arch for r in runs[:4]]==['small_cnn']*2+['resnet8']*2
+    records = [_record(r.recipe, r.seed, .5, r.sparsity, arch=r.arch, accuracies=[.5]) for r in runs]
+    table = Comparison(records).table('dense')
+    assert len(table)==4 and table.arch.tolist()==['small_cnn']*2+['resnet8']*2 and (table.seeds==2).all() and (table.gain==0).all()
+    assert read_runs(runs, tmp_path/'none.jsonl').asked==8
+
+def test_pictures_and_page(tmp_path):
+    records = [_record(nm, i, .9-.1*s, 0. if nm=='dense' else s, accuracies=[.1, .9], **({} if nm!='epi' else dict(training_share=.5, at_epoch=None if s<.7 else 2)))
+               for i in range(2) for s in (.5, .8) for nm in ('dense', 'agp', 'epi')]
+    comparison = Comparison(records, [dict(recipe='set', sparsity=.9, seed=1, error='<Oops>')])
+    assert [o.get_text() for o in comparison.plot().get_legend().get_texts()]==['dense', 'agp', 'epi', 'epi, 2']
+    assert len(comparison.plot_runs().get_yticks())==5 and comparison.plot_cost().get_xlim()[1]==pytest.approx(1.05)
+    assert len(comparison.plot_curves().lines)==5
+    page = comparison.report(tmp_path/'r.html', 'agp', title='A & B').read_text()
+    assert 'A &amp; B' in page and '&lt;Oops&gt;' in page and page.count('<svg')==4 and [p.name for p in tmp_path.iterdir()]==['r.html']
 
 @pytest.mark.parametrize('kwargs,error', [(dict(recipes=['agpp']), "did you mean 'agp'"), (dict(sparsities=[90]), 'write 0.9 for 90 %'),
     (dict(seeds=0), '`seeds`'), (dict(epochs=0), '`epochs`'), (dict(data='digit'), "did you mean 'digits'")])
