@@ -257,7 +257,8 @@ class Comparison:
 
     def __repr__(self):
         whole = '' if self.asked is None or len(self.records)==self.asked else f' of {self.asked}'
-        return f'Comparison({len(self.records)}{whole} runs' + (f', {len(self.failures)} failed)' if self.failures else ')')
+        failed = f', {len(self.failures)} failed' if self.failures else ''
+        return f'Comparison({len(self.records)}{whole} runs{failed})'
 
     def _cells(self):
         "Records of each recipe, sparsity, and value of the fields that differ."
@@ -290,7 +291,8 @@ def table(self:Comparison,
     rows = [dict(zip(self.by, cell)) | _summary(records) for cell,records in cells.items()]
     if baseline is not None:
         if baseline not in {cell[1] for cell in cells}: raise ValueError(f'`baseline` has no finished run: {baseline!r}')
-        for row,(cell,records) in zip(rows, cells.items()): row |= _gain(records, _rivals(cells, self.by, cell, baseline))
+        for row,(cell,records) in zip(rows, cells.items()):
+            row |= _gain(records, _rivals(cells, self.by, cell, baseline))
     return pd.DataFrame(rows)
 
 def _rivals(cells, by, cell, baseline):
