@@ -290,7 +290,8 @@ def table(self:Comparison,
     cells = self._cells()
     rows = [dict(zip(self.by, cell)) | _summary(records) for cell,records in cells.items()]
     if baseline is not None:
-        if baseline not in {cell[1] for cell in cells}: raise ValueError(f'`baseline` has no finished run: {baseline!r}')
+        known = {cell[1] for cell in cells}
+        if baseline not in known: raise ValueError(f'`baseline` has no finished run: {baseline!r}')
         for row,(cell,records) in zip(rows, cells.items()):
             row |= _gain(records, _rivals(cells, self.by, cell, baseline))
     return pd.DataFrame(rows)
