@@ -577,11 +577,15 @@ def unpack(self:Masks,
 
 # %% ../nbs/04_masks.ipynb #8642f3c9
 @patch
+def fingerprint(self:Masks)->str: # Number of units kept, and a digest of which
+    "Say in short which units are kept."
+    kept,units = sum(self.n_kept.values()),sum(self.n_units.values())
+    return f'{kept} of {units} units ({digest(self.pack())})'
+
+@patch
 def compare(self:Masks)->Masks: # `self`
     "Raise in every process when masks differ between processes."
-    if n_ranks()>1:
-        kept,units = sum(self.n_kept.values()),sum(self.n_units.values())
-        agree('masks', f'{kept} of {units} units ({digest(*sorted(self.pack().items()))})')
+    if n_ranks()>1: agree('masks', self.fingerprint())
     return self
 
 @patch

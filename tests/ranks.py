@@ -22,6 +22,7 @@ from early_prune.recipes import NEURON_RECIPES, RECIPES, recipe  # noqa: E402
 from early_prune.schedules import agp, one_cycle  # noqa: E402
 from early_prune.triggers import AtEpoch  # noqa: E402
 
+
 class Watch(Callback):
     "Notes masks or widths, and weights, after every epoch; and weights after every step when asked."
     order = 65
