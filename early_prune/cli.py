@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'prepare_folder', 'write_whole', 'check_device', 'info', 'show_info', 'PrintEpochs', 'train', 'show_record',
-           'demo', 'show_demo', 'report', 'parser', 'main']
+           'demo', 'show_demo', 'compare', 'report', 'parser', 'main']
 
 # %% ../nbs/16_cli.ipynb #dd06a8ec
 import argparse
@@ -13,6 +13,7 @@ import os
 import sys
 import tempfile
 import textwrap
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 
@@ -21,7 +22,8 @@ import torch
 from fastai.callback.core import Callback
 
 from . import __version__
-from .compare import Comparison, Results, Run, compare, conditions, make_learner, train_run
+from .compare import Comparison, Results, Run, conditions, make_learner, train_run
+from .compare import compare as compare_recipes
 from .core import cost
 from .data import DATASETS
 from .masks import plot_mask
@@ -140,8 +142,8 @@ def demo(
 )->dict:  # Table, runs and files, plain values
     "Train the methods of the One-Cycle paper on the bundled digits and compare them."
     out = prepare_folder(args.out)
-    comparison = compare(METHODS, [args.sparsity], out/'runs.jsonl', args.seeds, show_progress=not args.json,
-                         data='digits', arch=args.arch, epochs=args.epochs)
+    comparison = compare_recipes(METHODS, [args.sparsity], out/'runs.jsonl', args.seeds, show_progress=not args.json,
+                                 data='digits', arch=args.arch, epochs=args.epochs)
     table = comparison.table()
     write_whole(out/'table.csv', lambda p: table.to_csv(p, index=False))
     write_whole(out/'table.json', lambda p: table.to_json(p, orient='records', indent=1))
@@ -181,27 +183,55 @@ def show_demo(
     result:dict, # Result of `demo`
 )->str:          # Text for a terminal
     "Write the table of the demo for a reader."
-    columns = {'method':'recipe', 'sparsity':'sparsity', 'accuracy':'accuracy', 'spread':'spread',
-               'reached':'sparsity_reached', 'seconds':'seconds'}
+    columns = {'method':'recipe', 'data':'data', 'arch':'arch', 'sparsity':'sparsity', 'accuracy':'accuracy',
+               'spread':'spread', 'reached':'sparsity_reached', 'seconds':'seconds', 'gain':'gain', 'low':'low',
+               'high':'high', 'verdict':'verdict'}
+    known = set().union(*result['table'])
+    columns = {nm:o for nm,o in columns.items() if o in known}
     cells = [list(columns)] + [[r[o] for o in columns.values()] for r in result['table']]
-    write = lambda o: f'{o:>10.4f}' if isinstance(o, float) else f'{"-" if o is None else o:>10}'
+    write = lambda o: f'{o:>14.4f}' if isinstance(o, float) else f'{"-" if o is None else o:>14}'
     lines = [''.join(map(write, row)) for row in cells]
-    return '\n'.join(['', *lines, '', f'{result["runs"]} trainings; table, runs and pictures are in {result["out"]}'])
+    failed = [f'failed, and tried again by the next call: {o}' for o in result.get('failed', [])]
+    counted = f'{result["runs"]} trainings; table, runs and pictures are in {result["out"]}'
+    return '\n'.join(['', *lines, '', *failed, counted])
 
-# %% ../nbs/16_cli.ipynb #eadf27cb
+# %% ../nbs/16_cli.ipynb #01370482
+def compare(
+    args, # Parsed arguments, see `parser`
+)->dict:  # Table and files, plain values
+    "Train several recipes on one budget, skipping what is done, and draw them."
+    if args.baseline not in (None, *args.recipes):
+        raise ValueError(f'`--baseline` is one of the recipes, {", ".join(args.recipes)}; got {args.baseline!r}')
+    budget = ('data', 'arch', 'epochs', 'lr', 'bs', 'limit', 'valid', 'bf16', 'channels_last')
+    out = prepare_folder(args.out)
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', message='.* runs failed') # the result lists them
+        comparison = compare_recipes(args.recipes, args.sparsity, out/'runs.jsonl', args.seeds, args.n_jobs,
+                                     not args.json, **{nm:getattr(args, nm) for nm in budget})
+    return _drawn(comparison, out, args.baseline)
+
 def report(
     args, # Parsed arguments, see `parser`
 )->dict:  # Table and files, plain values
-    "Read finished runs and draw them: a table, accuracy, and accuracy against the cost of the training."
+    "Read finished runs and draw them: a table, pictures, and a page that holds both."
     records = [r for path in args.results for r in _finished(path)]
-    comparison,out = Comparison(records),prepare_folder(args.out)
-    table = comparison.table()
+    failed = [r for path in args.results for r in Results(path).failed()]
+    comparison = Comparison(records, failed)
+    comparison.table(args.baseline)
+    return _drawn(comparison, prepare_folder(args.out), args.baseline)
+
+def _drawn(comparison, out, baseline):
+    failed = [f'{r["recipe"]} {r["sparsity"]:g}, seed {r["seed"]}: {r["error"]}' for r in comparison.failures]
+    found = dict(runs=len(comparison.records), failed=failed, out=str(out))
+    if not comparison.records: return found | dict(table=[])
+    table = comparison.table(baseline)
     write_whole(out/'table.csv', lambda p: table.to_csv(p, index=False))
     for name,draw in dict(accuracy=comparison.plot, cost=comparison.plot_cost).items():
         fig = draw().figure
         write_whole(out/f'{name}.png', lambda p: fig.savefig(p, dpi=150, bbox_inches='tight'))
         plt.close(fig)
-    return dict(table=json.loads(table.to_json(orient='records')), runs=len(records), out=str(out))
+    comparison.report(out/'report.html', baseline)
+    return found | dict(table=json.loads(table.to_json(orient='records')))
 
 def _finished(path):
     if not Path(path).is_file(): raise ValueError(f'`results` {path} is no file')
@@ -218,7 +248,8 @@ def parser()->argparse.ArgumentParser: # Four commands with their arguments
     main.add_argument('--version', action='version', version=__version__)
     commands = main.add_subparsers(dest='command', required=True)
     for func,show,arguments in [(demo, show_demo, _demo_arguments), (train, show_record, _train_arguments),
-                                (report, show_demo, _report_arguments), (info, show_info, _info_arguments)]:
+                                (compare, show_demo, _compare_arguments), (report, show_demo, _report_arguments),
+                                (info, show_info, _info_arguments)]:
         sub = commands.add_parser(func.__name__, help=func.__doc__, description=func.__doc__,
                                   formatter_class=argparse.ArgumentDefaultsHelpFormatter)
         sub.set_defaults(func=func, show=show)
@@ -241,16 +272,37 @@ def _train_arguments(sub):
     sub.add_argument('--recipe', default='one_cycle', help=f'{", ".join(RECIPES | NEURON_RECIPES)}, or dense')
     sub.add_argument('--data', default='digits', help=', '.join(DATASETS))
     sub.add_argument('--path', default=None, help='folder with the data; else EARLY_PRUNE_DATA, else fastai\'s folder')
-    sub.add_argument('--limit', type=int, default=None, help='training images used, the same number of each class')
-    sub.add_argument('--lr', type=float, default=1e-2, help='largest learning rate')
-    sub.add_argument('--bs', type=int, default=64, help='batch size')
+    _training(sub)
     sub.add_argument('--seed', type=int, default=0, help='seed of weights, order and augmentation')
     sub.add_argument('--device', default=None, help='cpu, cuda, ...; else what fastai finds')
     sub.add_argument('--out', default=None, help='folder for weights and record; else nothing is written')
 
+def _training(sub):
+    sub.add_argument('--limit', type=int, default=None, help='training images used, the same number of each class')
+    sub.add_argument('--lr', type=float, default=1e-2, help='largest learning rate')
+    sub.add_argument('--bs', type=int, default=64, help='batch size')
+
+def _compare_arguments(sub):
+    sub.add_argument('recipes', nargs='+', help=f'{", ".join(RECIPES | NEURON_RECIPES)}, imp, or dense')
+    sub.add_argument('--sparsity', type=float, nargs='+', default=[.95], help='shares of zeros, or of neurons cut')
+    sub.add_argument('--seeds', type=int, default=3, help='trainings of each')
+    sub.add_argument('--data', nargs='+', default=['digits'], help=', '.join(DATASETS))
+    sub.add_argument('--arch', nargs='+', default=['resnet8'], help='names of networks, see `info`')
+    sub.add_argument('--epochs', type=int, default=10, help='passes over the data')
+    _training(sub)
+    sub.add_argument('--valid', type=float, default=0., help='share of the training images held out; 0: judge by them')
+    sub.add_argument('--bf16', action='store_true', help='forward pass in bfloat16')
+    sub.add_argument('--channels-last', action='store_true', help='store images and kernels with the channels last')
+    sub.add_argument('--n-jobs', type=int, default=1, help='processes of one thread each; -1: one for each core')
+    _drawing(sub, 'comparison')
+
+def _drawing(sub, out):
+    sub.add_argument('--baseline', default=None, help='recipe to compare with, seed by seed')
+    sub.add_argument('--out', default=out, help='folder for the runs, the table, the pictures and the page')
+
 def _report_arguments(sub):
     sub.add_argument('results', nargs='+', help='files of finished runs, one JSON object a line')
-    sub.add_argument('--out', default='report', help='folder for the table and the pictures')
+    _drawing(sub, 'report')
 
 def _info_arguments(sub):
     sub.add_argument('--arch', default=None, help='also say what this network costs')
@@ -260,7 +312,7 @@ def _info_arguments(sub):
 # %% ../nbs/16_cli.ipynb #d26d571f
 def main(
     argv:list|None=None, # Arguments; `None`: those of the process
-)->int:                  # Exit code: 0, or 2 after a user's mistake
+)->int:                  # Exit code: 0; 1 when a training of several failed; 2 after a user's mistake
     "Run a command."
     args = parser().parse_args(argv)
     try: result = args.func(args)
@@ -268,4 +320,4 @@ def main(
         print(f'early_prune {args.command}: {str(e).strip().splitlines()[-1].strip()}', file=sys.stderr)
         return 2
     print(json.dumps(result) if args.json else args.show(result))
-    return 0
+    return 1 if result.get('failed') else 0

@@ -304,6 +304,7 @@ def _rivals(cells, by, cell, baseline):
 # %% ../nbs/15_compare.ipynb #6628555e
 @patch
 def _repr_html_(self:Comparison, baseline=None):
+    if not self.records: return f'<p>{escape(repr(self))}</p>{_html_failures(self.failures)}'
     shown = self.table(baseline).rename(columns={'sparsity_reached':'reached', 'training_share':'share'})
     formats = dict.fromkeys(['accuracy', 'spread', 'least', 'most', 'reached', 'gain', 'low', 'high'], '{:.4f}')
     formats |= {'sparsity':'{:g}', 'at_epoch':'{:.0f}', 'share':'{:.2f}', 'seconds':'{:.1f}'}
@@ -338,7 +339,7 @@ def verdict(
 
 # %% ../nbs/15_compare.ipynb #bb8d47cd
 def _gain(mine, theirs):
-    a,b = ({(r['data'], r['arch'], r['seed']):r['accuracy'] for r in records} for records in (mine, theirs))
+    a,b = ({(r.get('data'), r.get('arch'), r['seed']):r['accuracy'] for r in records} for records in (mine, theirs))
     gains = [a[o]-b[o] for o in a if o in b]
     if not gains: return dict(gain=float('nan'), low=float('nan'), high=float('nan'), verdict='')
     low,high = interval(gains)

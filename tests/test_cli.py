@@ -121,10 +121,34 @@ def test_report_draws_what_is_there(tmp_path, capsys):
     runs.write_text(''.join(json.dumps(dict(recipe=nm, sparsity=s, seed=i, accuracy=.9-.01*i, seconds=1., sparsity_reached=s) | extra)+'\n'
         for i in range(2) for nm,s,extra in [('dense', 0., {}), ('epi', .5, dict(training_share=.6))]))
     assert main(['report', str(runs), '--out', str(tmp_path/'out')])==0
-    assert sorted(p.name for p in (tmp_path/'out').iterdir())==['accuracy.png', 'cost.png', 'table.csv']
+    assert sorted(p.name for p in (tmp_path/'out').iterdir())==['accuracy.png', 'cost.png', 'report.html', 'table.csv']
     assert 'epi' in capsys.readouterr().out
+    assert main(['report', str(runs), '--out', str(tmp_path/'out'), '--baseline', 'dense', '--json'])==0
+    assert [r['verdict'] for r in json.loads(capsys.readouterr().out)['table']]==['undecided', 'undecided']
+    assert main(['report', str(runs), '--out', str(tmp_path/'other'), '--baseline', 'agp'])==2 and not (tmp_path/'other').exists()
 
-@pytest.mark.parametrize('text,error', [('', 'no finished run'), ('{"a": 1}\n', 'without `recipe`'), ('{', 'is not a result'), (None, 'is no file')])
+COMPARE = ['compare', 'dense', 'agp', '--sparsity', .5, .9, '--seeds', 2, '--epochs', 1, '--arch', 'small_cnn', '--limit', 200, '--valid', .1, '--baseline', 'dense']
+
+def test_compare_goes_on_where_it_was_stopped(cli, tmp_path):
+    code,out,_ = cli(*COMPARE, '--seeds', 1, '--out', tmp_path)
+    lines = (tmp_path/'runs.jsonl').read_text()
+    assert code==0 and len(lines.splitlines())==3 and 'undecided' in out and '3 trainings' in out
+    code,out,_ = cli(*COMPARE, '--out', tmp_path, '--json')
+    result = json.loads(out)
+    assert code==0 and result['runs']==6 and [r['seeds'] for r in result['table']]==[2, 2, 2]
+    assert (tmp_path/'runs.jsonl').read_text().startswith(lines) and '<svg' in (tmp_path/'report.html').read_text()
+
+def test_compare_reports_failures_and_exits_with_1(cli, tmp_path):
+    code,out,err = cli('compare', 'dense', 'agp', '--sparsity', .9999, '--seeds', 1, '--epochs', 1, '--arch', 'small_cnn', '--limit', 100, '--out', tmp_path)
+    assert code==1 and 'failed, and tried again by the next call: agp 0.9999, seed 0' in out and 'floors of 4 layers' in out and '1 trainings' in out
+
+@pytest.mark.parametrize('argv,error', [(['agpp'], "did you mean 'agp'"), (['agp', '--sparsity', 95], 'write 0.95 for 95 %'), (['agp', '--valid', 2], '`valid` is a share'),
+    (['agp', '--data', 'cifar01'], "did you mean 'cifar10'"), (['agp', '--baseline', 'gmp'], "is one of the recipes, agp; got 'gmp'")])
+def test_compare_refuses_mistakes(cli, tmp_path, argv, error):
+    code,out,err = cli('compare', *argv, '--out', tmp_path)
+    assert code==2 and not out and error in err and len(err.splitlines())==1 and not (tmp_path/'runs.jsonl').exists()
+
+@pytest.mark.parametrize('text,error', [('', 'no finished run'), ('{"a": 1}\n', 'without `recipe`'), ('{', 'no finished run'), ('no', 'is not a result'), (None, 'is no file')])
 def test_report_refuses_other_files(tmp_path, capsys, text, error):
     runs = tmp_path/'runs.jsonl'
     if text is not None: runs.write_text(text)
