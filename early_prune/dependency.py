@@ -62,7 +62,7 @@ class Dyes(TorchDispatchMode):
     ):
         super().__init__()
         self.real,self.op,self.path,self.used,self.last = real,'',[],set(),()
-        self.ties,self.fixed,self.splits,self.counts,self.inexact,self.made = [],[],[],[],[],[]
+        self.ties,self.fixed,self.splits,self.counts,self.inexact,self.made,self.read = [],[],[],[],[],[],[]
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs,self.op = kwargs or {},func._schema.name.partition('::')[2]
@@ -224,6 +224,7 @@ def matmul(dyes, out, a, b):
     dyes.pour(out, dyes.contract(a, b))
     if b.ndim==2:
         dyes.made += [dyes.line(a, 0, only=False), dyes.line(b, 1, only=False)]
+        dyes.read.append(dyes.line(b, 0, only=False))
         dyes.count(dyes.line(b, 0, only=False), 'in_features', 'embed_dim', 'kdim', 'vdim')
         dyes.count(dyes.line(b, 1, only=False), 'out_features')
 
@@ -248,6 +249,7 @@ def convolution(dyes, out, x, w, bias, stride, padding, dilation, transposed, ou
         made = cols if transposed else rows
     if bias is not None: dyes.tie(made, dyes.line(bias, 0))
     dyes.made.append(cols if transposed else rows)
+    dyes.read.append(rows if transposed else cols)
     dyes.count(xs, 'in_channels')
     dyes.count(made, 'out_channels')
     dyes.pour(out, [_laid(made, dim, out.ndim)])
@@ -682,6 +684,7 @@ class Groups:
     made:tuple=()      # The `(tensor, dimension)` whose slices make neurons, such as filters
     headwise:tuple=()  # Attention layers that need sizes of their own after a cut
     past:dict=None     # `{group name: indices}` in the network that was traced, after a cut
+    read:tuple=()      # The `(tensor, dimension)` whose slices read neurons, such as the columns of the next layer
 
     def __len__(self): return int(self.group_of[-1])+1 if len(self.group_of) else 0
     def __iter__(self): return iter(self._list)
@@ -748,7 +751,7 @@ def to_json(self:Groups
     lists = lambda pairs: [[*place, [int(o) for o in mine]] for place,mine in pairs]
     return json.dumps(dict(slots=lists(self.slots.items()), group_of=self.group_of.tolist(),
         sizes=lists(((m, a), o) for m,a,o in self.sizes), fixed=[[*place, why] for place,why in self.fixed.items()],
-        inexact=sorted(self.inexact), made=self.made, headwise=self.headwise, past=self.past))
+        inexact=sorted(self.inexact), made=self.made, headwise=self.headwise, past=self.past, read=self.read))
 
 @patch(cls_method=True)
 def from_json(cls:Groups,
@@ -759,7 +762,8 @@ def from_json(cls:Groups,
     sizes = tuple((m, a, array(o)) for m,a,o in d['sizes'])
     return cls({(t, i):array(o) for t,i,o in d['slots']}, array(d['group_of']), sizes,
                {(t, i):why for t,i,why in d['fixed']}, frozenset(d['inexact']), tuple(map(tuple, d['made'])),
-               tuple(d['headwise']), d['past'] and {nm:tuple(o) for nm,o in d['past'].items()})
+               tuple(d['headwise']), d['past'] and {nm:tuple(o) for nm,o in d['past'].items()},
+               tuple(map(tuple, d['read'])))
 
 # %% ../nbs/08_dependency.ipynb #d297e739
 @patch
@@ -930,8 +934,9 @@ def renumber(self:Groups,
     sizes = tuple((nm, attr, _new(mine)) for nm,attr,mine in self.sizes)
     inexact = frozenset(i for i,g in enumerate(left.tolist()) if g in self.inexact)
     slots = {p:o for p,o in slots.items() if (o>=0).any()}
-    made,past = tuple(p for p in self.made if p in slots),None if fix is not None else self._past(stay)
-    return Groups(slots, group_of, sizes, fixed, inexact, made, self.headwise, past)
+    made,read = (tuple(p for p in o if p in slots) for o in (self.made, self.read))
+    past = None if fix is not None else self._past(stay)
+    return Groups(slots, group_of, sizes, fixed, inexact, made, self.headwise, past, read)
 
 @patch
 def _past(self:Groups, stay):
@@ -1040,13 +1045,18 @@ def _collect(model, dyes, places, starts):
     fixed = {p:why[labels[a]] for p,a in stuck if why.get(labels[a])}
     slots = {place:mine for place,mine in slots.items() if (mine>=0).any()}
     inexact = frozenset(int(group_of[o]) for d in dyes.inexact for o in number[labels[d]] if o>=0)
-    makes = np.zeros(int(starts[-1]), bool)
-    makes[np.concatenate([*dyes.made, [0]]).astype(int)] = True
-    made = [(nm, d) for (nm,d,n),a in zip(places, starts) if nm in params and makes[a:a+n].any()]
-    made = tuple(o for o in made if o in slots)
+    made = _seen_in(dyes.made, slots, places, starts, params)
+    read = _seen_in(dyes.read, slots, places, starts, {nm:p for nm,p in params.items() if p.ndim>1})
+    read = tuple(o for o in read if o not in made)
     swap = tuple(nm for nm,m in model.named_modules()
                  if _can_be_headwise(m) and any(t.startswith(f'{nm}.'.lstrip('.')) for t,_ in slots))
-    groups = Groups(slots, group_of, _sizes(dyes, labels, number), fixed, inexact, made, swap)
+    groups = Groups(slots, group_of, _sizes(dyes, labels, number), fixed, inexact, made, swap, read=read)
     alone = np.flatnonzero(np.bincount(group_of, minlength=len(groups))==1)
     alone = {int(g):'all of it is one neuron' for g in alone}
     return groups.renumber(~np.isin(group_of, list(alone)), alone) if alone else groups
+
+def _seen_in(lines, slots, places, starts, params):
+    seen = np.zeros(int(starts[-1]), bool)
+    seen[np.concatenate([*lines, [0]]).astype(int)] = True
+    found = [(nm, d) for (nm,d,n),a in zip(places, starts) if nm in params and seen[a:a+n].any()]
+    return tuple(o for o in found if o in slots)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['l1_norm', 'taylor_fo', 'NEURON_CRITERIA', 'of_neurons', 'filters', 'over_filters', 'scores', 'bn_scale', 'taylor_bn',
            'Averaged', 'l2_norm', 'fpgm', 'lamp', 'random_neurons', 'Neurons', 'Params', 'Flops', 'Latency', 'Limits',
-           'reachable', 'rank', 'widths']
+           'reachable', 'rank', 'widths', 'over_readers', 'may_return', 'swap_neurons']
 
 # %% ../nbs/09_ranking.ipynb #63372fbb
 from collections.abc import Callable
@@ -26,6 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from .core import call_with, evaluating, latency
 from .criteria import magnitude, taylor
 from .dependency import Groups, headwise, plain
+from .regrowth import drop, regrow
 
 # %% ../nbs/09_ranking.ipynb #b30666f3
 def of_neurons(
@@ -404,3 +405,53 @@ def widths(
 )->tuple:      # How many stay in each group
     "Count what stays in each group: the architecture that EPI compares."
     return tuple(len(o) for o in keep.values())
+
+# %% ../nbs/09_ranking.ipynb #18297842
+def over_readers(
+    criterion:Callable, # `(p) -> scores` of chapter 03, such as `gradient`
+)->Callable:            # `(model, groups) -> scores`
+    "Score neurons by the weights that read them and train: what the network would gain by listening."
+    @of_neurons
+    def _readers(
+        model:nn.Module, # Network, after a backward pass with gradients that are not masked yet
+        groups:Groups,   # Its table
+    )->Tensor:           # Scores, `(n_neurons,)`
+        params = dict(plain(model).named_parameters())
+        rows = lambda nm,d: criterion(params[nm]).float().movedim(d, 0).flatten(1).sum(1)
+        parts = [(rows(nm, d), groups.slots[nm, d]) for nm,d in groups.read if params[nm].requires_grad]
+        return _added(groups, parts, _device(model))
+    _readers.__name__ = f'over_readers({getattr(criterion, "__name__", criterion)})'
+    return _readers
+
+def may_return(
+    model:nn.Module, # Network
+    groups:Groups,   # Its table
+)->np.ndarray:       # `(n_neurons,)`, bool
+    "Say which neurons have readers that all train."
+    params,read,stuck = dict(plain(model).named_parameters()),*np.zeros((2, groups.n_neurons+1), bool)
+    for place in groups.read: (read if params[place[0]].requires_grad else stuck)[groups.slots[place]] = True
+    return (read & ~stuck)[:-1]
+
+# %% ../nbs/09_ranking.ipynb #188f0c2a
+def swap_neurons(
+    groups:Groups,     # Table from `trace`
+    stay:np.ndarray,   # Which neurons are active, `(n_neurons,)`, bool
+    drop_fraction:float, # Share of the active neurons to swap, in `[0, 1]`
+    worth:Tensor,      # Scores of active neurons: the lowest go, `(n_neurons,)`
+    promise:Tensor,    # Scores of silent neurons: the highest come, `(n_neurons,)`
+    again:bool=True,   # Whether a neuron that goes is a candidate at once
+    among:np.ndarray=None, # Neurons that take part, bool; `None`: all
+)->np.ndarray:         # Which neurons are active now; as many in each group as before
+    "Swap the least important active neurons for the most promising silent ones of their group."
+    if not 0<=drop_fraction<=1: raise ValueError(f'`drop_fraction` is in [0, 1], got {drop_fraction}')
+    new,worth,promise = stay.copy(),*(o.detach().float().cpu() for o in (worth, promise))
+    for g in groups:
+        at,n = slice(g.start, g.start+g.n),0
+        old = torch.from_numpy(stay[at])
+        kept = int(old.sum())
+        if kept<g.n and (among is None or among[at].all()): n = round(drop_fraction*kept)
+        if not again: n = min(n, g.n-kept)
+        left = drop(old, worth[at], n)
+        away = promise[at] if again else promise[at].masked_fill(old, -torch.inf)
+        new[at] = regrow(left, away, n).numpy()
+    return new

@@ -14,7 +14,7 @@ import pandas as pd
 from fastai.callback.core import Callback
 from fastai.learner import Learner
 
-from .callbacks import EarlyPruneCallback, SparsifyCallback
+from .callbacks import EarlyPruneCallback, SparsifyCallback, gradual
 from .core import check_sparsity, look_up
 from .criteria import AtInit, gradient, grasp, magnitude, random_scores, rms_magnitude, snip, synflow
 from .distributions import erk, global_, uniform
@@ -88,6 +88,8 @@ class NeuronRecipe:
     criterion:Callable=rms_magnitude # Criterion of neurons or weights
     trigger:Callable|None=None       # When to cut; `None`: EPI with the threshold of the criterion
     steps:int=30                     # Cuts in the burst
+    schedule:Schedule|None=None      # Curve on which neurons fall silent before the cut; `None`: none does
+    regrowth:Regrowth|None=None      # Which silent neurons come back
     source:str=''                    # Where the method and its constants come from
 
 NEURON_RECIPES = {
@@ -95,7 +97,10 @@ NEURON_RECIPES = {
     'epi_gradient':NeuronRecipe(taylor_bn, source='Shen et al., 2022: gradient, prune when EPI reaches .944'),
     'early_bird'  :NeuronRecipe(bn_scale, EarlyBird(), steps=1,
                                 source='You et al., 2020: batch-norm scale, when five masks differ by at most .1'),
-    'at_epoch'    :NeuronRecipe(trigger=AtEpoch(5), source='Shen et al., 2022, baseline: cut at a fixed epoch')}
+    'at_epoch'    :NeuronRecipe(trigger=AtEpoch(5), source='Shen et al., 2022, baseline: cut at a fixed epoch'),
+    'gmp_neurons' :NeuronRecipe(schedule=gradual, source='ours: `epi`, and neurons fall silent on the curve of `gmp`'),
+    'granet_neurons':NeuronRecipe(schedule=gradual, regrowth=Regrowth(drop_fraction=.1),
+                                  source='ours, the idea of Liu et al., 2021 carried to neurons: they may come back')}
 
 # %% ../nbs/13_recipes.ipynb #285ce6ab
 def recipe(
@@ -110,7 +115,8 @@ def recipe(
     if amount is None or None not in (sparsity, ratio) or masks and ratio is not None:
         raise ValueError(f'`{name}` needs {"`sparsity`" if masks else "`ratio`"}, and nothing else to say how much')
     if not masks:
-        parts = dict(criterion=r.criterion, trigger=r.trigger, steps=r.steps, budget=Neurons(amount))
+        parts = dict(criterion=r.criterion, trigger=r.trigger, steps=r.steps, budget=Neurons(amount),
+                     schedule=r.schedule, regrowth=r.regrowth)
         return EarlyPruneCallback(**(parts | kwargs))
     return _masks(r, amount, kwargs)
 

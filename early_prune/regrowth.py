@@ -67,7 +67,8 @@ def swap(self:Masks,
     "Swap the least important active units for the most promising pruned ones (Evci et al., 2020, alg. 1)."
     if not 0<=drop_fraction<=1: raise ValueError(f'`drop_fraction` is in [0, 1], got {drop_fraction}')
     if self.granularity.dims==1:
-        raise ValueError('A silent filter has no gradient to come back by; swap weights or kernels')
+        raise ValueError('A silent filter has no gradient to come back by; swap weights, kernels or whole neurons '
+                         '(`EarlyPruneCallback(regrowth=)`)')
     if self.granularity.max_sparsity()<1:
         raise ValueError('A swap would break the n:m pattern; swap weights or kernels')
     swap = self._swap_together if together else self._swap_each

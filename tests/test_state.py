@@ -11,11 +11,11 @@ from early_prune.data import digits
 from early_prune.models import resnet, small_cnn
 from early_prune.ranking import Neurons, taylor_bn
 from early_prune.regrowth import by_momentum
-from early_prune.triggers import AtEpoch
+from early_prune.triggers import AtEpoch, Never
 
 # Arguments, what a fit makes anew from them, and what only a first batch needs
 SAME = {'learn', 'run', 'columns', 'previous', 'kwargs', 'schedule', 'criterion', 'distribution', 'every', 'start', 'regrowth', 'end',
-        'losses', 'trigger', 'steps', 'burst', 'physical', 'limits', 'asleep', 'inputs', 'within', 'started', 'score', 'grow'}
+        'losses', 'trigger', 'steps', 'burst', 'physical', 'limits', 'asleep', 'inputs', 'readers', 'within', 'started', 'score', 'grow'}
 STORED = {'within':'floors', 'started':'elapsed', 'criterion':'score', 'score':'score', 'grow':'grow'}
 
 def trained(cb, net=small_cnn):
@@ -26,7 +26,9 @@ def trained(cb, net=small_cnn):
 
 @pytest.mark.parametrize('cb,net', [
     (lambda: SparsifyCallback(.9, criterion=Running(movement), regrowth=by_momentum, every=2), small_cnn),
-    (lambda: EarlyPruneCallback(Neurons(.3), taylor_bn, AtEpoch(1), steps=3), lambda: resnet(8))])
+    (lambda: EarlyPruneCallback(Neurons(.3), taylor_bn, AtEpoch(1), steps=3), lambda: resnet(8)),
+    (lambda: EarlyPruneCallback(Neurons(.3), taylor_bn, AtEpoch(2), steps=1, regrowth=by_momentum, every=2), lambda: resnet(8)),
+    (lambda: EarlyPruneCallback(Neurons(.3), taylor_bn, Never(), regrowth=by_momentum, every=2), lambda: resnet(8))])
 def test_all_that_changes_is_state(cb, net):
     learn,known = trained(cb := cb(), net),cb.state()
     missing = {nm for nm in vars(cb) if nm not in known and nm not in SAME}
@@ -39,7 +41,7 @@ def test_all_that_changes_is_state(cb, net):
     assert flat(again)==flat(known | dict(elapsed=again.get('elapsed')))
 
 def arguments(cb):
-    if isinstance(cb, EarlyPruneCallback): return dict(criterion=taylor_bn, trigger=cb.trigger)
+    if isinstance(cb, EarlyPruneCallback): return dict(criterion=taylor_bn, trigger=cb.trigger, regrowth=cb.regrowth)
     return dict(criterion=Running(movement), regrowth=cb.regrowth)
 
 def flat(o):
