@@ -16,4 +16,5 @@ from early_prune.surgery import *
 from early_prune.triggers import *
 from early_prune.callbacks import *
 from early_prune.recipes import *
+from early_prune.checkpoint import *
 from early_prune.compare import *
