@@ -50,8 +50,9 @@ def _slice(t, at):
     return t.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 def _shrink(t, at):
-    grad = _slice(t.grad, at) if t.grad is not None else None
-    new = _slice(t.detach(), at)
+    _replace(t, _slice(t.detach(), at), None if t.grad is None else _slice(t.grad, at))
+
+def _replace(t, new, grad=None):
     t.grad = None
     if t.requires_grad:
         t.data = torch.empty(0, dtype=torch.half if t.dtype!=torch.half else torch.float, device=t.device)
@@ -299,12 +300,15 @@ def shrink_to(
     path:str|Path,   # File that `save` wrote
 )->nn.Module:        # `model` with the shapes and the numbers of the file
     "Shrink a network to the shapes in a file and fill it."
-    model,(header,tensors) = plain(model),_read(path)
+    header,tensors = _read(path)
+    return _fill(plain(model), header, tensors, path)
+
+def _fill(model, header, tensors, path):
     try: _check(model, header, tensors, path)
     except (KeyError, TypeError, AttributeError) as e:
         raise ValueError(f'{path} has a header that cannot be read: {e!r}') from e
     own,modules = _owned(model),dict(model.named_modules())
-    for nm,t in tensors.items(): own[nm].data = t.to(own[nm])
+    for nm,t in tensors.items(): _replace(own[nm], t.to(own[nm]))
     for nm,found in header['sizes'].items():
         for attr,v in found.items():
             if (was := vars(modules[nm]).get(attr)) is not None:
