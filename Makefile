@@ -13,7 +13,7 @@ help:
 	@echo 'make demo         train on the bundled digits, dense and pruned, and show the table (3 minutes)'
 	@echo 'make test         everything CI runs: notebooks, tests, lint, docs'
 	@echo 'make lab          open the book in JupyterLab'
-	@echo 'make docs         build the site into _docs/'
+	@echo 'make docs         rebuild the studies from their files, compare, and build the site into _docs/'
 	@echo 'make bench        measure selection, upkeep, memory and import time against other libraries'
 	@echo 'make zoo          cut every network of torchvision, fastai and timm that is not in the file of results (20 minutes)'
 	@echo 'make export       write early_prune/ from the notebooks'
@@ -58,6 +58,7 @@ refresh: setup
 readme: setup
 	$(PY) docs/build.py --readme
 docs: setup
+	$(PY) -m pytest tests/test_evidence.py
 	$(PY) docs/build.py
 
 bench: setup

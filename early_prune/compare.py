@@ -270,10 +270,11 @@ class Comparison:
         return cells
 
 # %% ../nbs/15_compare.ipynb #02c14683
-def _label(cell):
+def _label(cell, by=()):
     sparsity,nm,*others = cell
     name = nm if nm=='dense' else f'{nm}, {sparsity:g}'
-    return ', '.join([name, *(str(o) for o in others if o is not None)])
+    says = lambda k,o: f'cut after {o}' if k=='at_epoch' else str(o)
+    return ', '.join([name, *(says(k, o) for k,o in zip(by[2:], others) if o is not None)])
 
 def _summary(records):
     values = pd.Series([r['accuracy'] for r in records])
@@ -371,14 +372,18 @@ def plot_runs(self:Comparison,
         values = [r['accuracy'] for r in records]
         ax.plot(values, [i]*len(values), 'o', color='tab:blue', alpha=.5, mec='none')
         ax.plot(np.mean(values), i, '|', ms=16, mew=2, color='black')
-    ax.set(yticks=range(len(cells)), yticklabels=map(_label, cells), xlabel='accuracy', ylim=(len(cells)-.5, -.5))
+    names = [_label(o, self.by) for o in cells]
+    ax.set(yticks=range(len(cells)), yticklabels=names, xlabel='accuracy', ylim=(len(cells)-.5, -.5))
     return ax
 
+def _turn(i): return divmod(i, len(plt.rcParams['axes.prop_cycle']))
+
 def _line(ax, i, x, values, label):
-    "Mean and band of `(n_seeds, n_x)` values."
-    mean,style = np.mean(values, 0),'-' if i<10 else '--'
-    ax.plot(x, mean, style, marker='o' if len(x)<6 else None, ms=3, color=f'C{i%10}', label=label)
-    ax.fill_between(x, np.min(values, 0), np.max(values, 0), color=f'C{i%10}', alpha=.1, lw=0)
+    "Mean and band of `(n_seeds, n_x)` values; dashed when the colours come round again."
+    turn,c = _turn(i)
+    dots,dashes = 'o' if len(x)<6 else '','--' if turn else '-'
+    ax.plot(x, np.mean(values, 0), dots+dashes, ms=3, color=f'C{c}', label=label)
+    ax.fill_between(x, np.min(values, 0), np.max(values, 0), color=f'C{c}', alpha=.1, lw=0)
 
 def _legend(ax, n): ax.legend(fontsize=8, **(dict(loc='center left', bbox_to_anchor=(1,.5)) if n>5 else {}))
 
@@ -394,8 +399,8 @@ def plot(self:Comparison,
     for (s,nm,*others),records in cells.items():
         lines.setdefault((nm, *others), {})[s] = [r['accuracy'] for r in records]
     for i,(cell,found) in enumerate(lines.items()):
-        if cell[0]=='dense': ax.axhline(np.mean(found[0.]), color='0.3', ls=':', label=_label((0., *cell)))
-        else: _band(ax, i, dict(sorted(found.items())), _label((0., *cell)).replace(', 0', '', 1))
+        if cell[0]=='dense': ax.axhline(np.mean(found[0.]), color='0.3', ls=':', label=_label((0., *cell), self.by))
+        else: _band(ax, i, dict(sorted(found.items())), _label((0., *cell), self.by).replace(', 0', '', 1))
     ax.set(xlabel='sparsity', ylabel='accuracy')
     _legend(ax, len(lines))
     return ax
@@ -414,8 +419,9 @@ def plot_cost(self:Comparison,
     ax,most = ax or plt.subplots(figsize=(6,3.4))[1],1.
     for i,(cell,records) in enumerate(cells.items()):
         x,y = zip(*((r.get('training_share', 1.), r['accuracy']) for r in records))
-        ax.plot(x, y, 'o', ms=4, alpha=.35, color=f'C{i%10}', mec='none')
-        ax.plot(np.mean(x), np.mean(y), 'D' if i<10 else 's', color=f'C{i%10}', label=_label(cell))
+        turn,c = _turn(i)
+        ax.plot(x, y, 'o', ms=4, alpha=.35, color=f'C{c}', mec='none')
+        ax.plot(np.mean(x), np.mean(y), 's' if turn else 'D', color=f'C{c}', label=_label(cell, self.by))
         most = max(most, *x)
     ax.set(xlabel='training FLOPs, share of dense', ylabel='accuracy', xlim=(0,1.05*most))
     _legend(ax, len(cells))
@@ -430,7 +436,7 @@ def plot_curves(self:Comparison,
     ax = ax or plt.subplots(figsize=(6,3.4))[1]
     for i,(cell,records) in enumerate(cells.items()):
         curves = np.array([r['accuracies'] for r in records])
-        _line(ax, i, range(1, curves.shape[1]+1), curves, _label(cell))
+        _line(ax, i, range(1, curves.shape[1]+1), curves, _label(cell, self.by))
     ax.set(xlabel='epoch', ylabel='accuracy')
     _legend(ax, len(cells))
     return ax

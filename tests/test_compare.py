@@ -254,7 +254,7 @@ def test_pictures_and_page(tmp_path):
     records = [_record(nm, i, .9-.1*s, 0. if nm=='dense' else s, accuracies=[.1, .9], **({} if nm!='epi' else dict(training_share=.5, at_epoch=None if s<.7 else 2)))
                for i in range(2) for s in (.5, .8) for nm in ('dense', 'agp', 'epi')]
     comparison = Comparison(records, [dict(recipe='set', sparsity=.9, seed=1, error='<Oops>')])
-    assert [o.get_text() for o in comparison.plot().get_legend().get_texts()]==['dense', 'agp', 'epi', 'epi, 2']
+    assert [o.get_text() for o in comparison.plot().get_legend().get_texts()]==['dense', 'agp', 'epi', 'epi, cut after 2']
     assert len(comparison.plot_runs().get_yticks())==5 and comparison.plot_cost().get_xlim()[1]==pytest.approx(1.05)
     assert len(comparison.plot_curves().lines)==5
     page = comparison.report(tmp_path/'r.html', 'agp', title='A & B').read_text()
