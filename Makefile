@@ -12,6 +12,7 @@ export OMP_NUM_THREADS ?= 1
 help:
 	@echo 'make demo         train on the bundled digits, dense and pruned, and show the table (3 minutes)'
 	@echo 'make test         everything CI runs: notebooks, tests, lint, docs'
+	@echo 'make slow         the tests that take minutes: long trainings, two tutorials in JupyterLab'
 	@echo 'make lab          open the book in JupyterLab'
 	@echo 'make docs         rebuild the studies from their files, compare, and build the site into _docs/'
 	@echo 'make bench        measure selection, upkeep, memory and import time against other libraries'
@@ -35,7 +36,7 @@ test: setup lint
 	$(PY) docs/build.py --check-readme
 	$(PY) tests/notebooks.py
 	$(PY) docs/build.py
-	$(PY) -m pytest
+	$(PY) -m pytest -m 'not slow'
 
 slow: setup
 	$(PY) -m pytest -m slow

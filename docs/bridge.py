@@ -257,6 +257,14 @@ def one_anchor_each(cells):
     def one(m): return f'[{m[2]}](page:#{m[1].lower()})' if m[1].lower() in heads else m[0]
     return [c | {'source': METHOD.sub(one, c['source'])} if c['cell_type'] == 'markdown' else c for c in cells]
 
+LAB = 'http://localhost:8888/lab/tree' # where `make lab` serves the repository
+
+def notebook_links(path, site):
+    "Where the reader can run this page."
+    where = f'nbs/{path}'
+    links = f'[Notebook]({site.git_url}/blob/main/{where}) · [Open in JupyterLab]({LAB}/{where})'
+    return f'\n:::{{container}} notebook-links\n{links} while `make lab` is running\n:::\n'
+
 def to_myst(
     nb,   # A notebook of `_proc/`
     path, # Its path below `nbs/`, such as `tutorials/first.ipynb`
@@ -267,6 +275,7 @@ def to_myst(
     page, prose = page_of(path), ''
     head = f'# {title_of(fm, path)}\n'
     if fm.get('description'): head += f'\n:::{{container}} subtitle\n{fm["description"]}\n:::\n'
+    if page != 'index': head += notebook_links(path, site)
     out = [md_cell(head)]
     for c in cells:
         src = text(c['source'])

@@ -11,6 +11,7 @@ __all__ = ['one_shot', 'iterative', 'agp', 'one_cycle', 'cosine', 'linear', 'exp
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from html import escape
 
 # %% ../nbs/05_schedules.ipynb #56d5c927
 def sched_one_shot(
@@ -100,6 +101,14 @@ class Schedule:
 
     def __repr__(self):
         return f'Schedule({getattr(self.func, "__name__", self.func)}, {self.begin_pct:g}, {self.end_pct:g})'
+
+    def _repr_svg_(self):
+        "Draw the curve in the text of a notebook, for a start at 0 and an end at 1."
+        at,name = ' '.join(f'{2*i},{48-40*self(i/100, 1.):.1f}' for i in range(101)),escape(repr(self))
+        return (f'<svg xmlns="http://www.w3.org/2000/svg" width="216" height="68" viewBox="-8 0 216 68" role="img">'
+                f'<title>{name}</title><rect x="-8" width="216" height="68" fill="white"/>'
+                f'<path d="M0 48H200M0 8H200" stroke="#ddd"/><polyline points="{at}" fill="none" stroke="#222"/>'
+                f'<text y="62" font-size="10" font-family="sans-serif" fill="#333">{name}</text></svg>')
 
     def __call__(self,
         pct:float,     # Share of training done, in `[0, 1]`

@@ -39,8 +39,13 @@ def test_front_matter_becomes_a_numbered_title_and_a_subtitle():
     head = page(raw('---\ntitle: Masks\ndescription: Which ones?\n---'))[0]['source']
     assert head.startswith('# 4. Masks\n') and 'subtitle\nWhich ones?' in head
 
+def test_a_page_says_where_to_run_it():
+    head = page(md('x'), path='tutorials/01_five.ipynb')[0]['source']
+    assert 'https://git.example/repo/blob/main/nbs/tutorials/01_five.ipynb' in head and '/lab/tree/nbs/tutorials/01_five.ipynb' in head
+    assert '/lab/tree' not in page(md('x'), path='index.ipynb')[0]['source']
+
 def test_a_tutorial_has_no_number():
-    assert prose(raw('---\ntitle: Five\n---'), path='tutorials/01_five.ipynb').strip() == '# Five'
+    assert prose(raw('---\ntitle: Five\n---'), path='tutorials/01_five.ipynb').strip().startswith('# Five\n')
 
 def test_the_notebook_is_valid():
     import nbformat

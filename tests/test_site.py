@@ -8,6 +8,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from axe_playwright_python.base import AXE_SCRIPT
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT/'docs'))
@@ -82,6 +83,16 @@ TOO_WIDE = r"""() => {
   return ['page ' + document.documentElement.scrollWidth, ...wide.slice(0, 5).map(e => e.outerHTML.slice(0, 120))];
 }"""
 
+AXE = """async () => {
+  const one = async rules => (await axe.run(document, rules)).violations
+    .flatMap(v => v.nodes.slice(0, 5).map(n => `${v.id}: ${n.target} ${n.html.slice(0, 100)}`));
+  const found = await one({runOnly: ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa']});
+  document.body.dataset.theme = 'dark';
+  const dark = await one({runOnly: ['color-contrast']});
+  document.body.dataset.theme = 'auto';
+  return [...found, ...dark.map(o => 'dark ' + o)];
+}"""
+
 @pytest.fixture(scope='module')
 def visit(browser, url):
     "Facts about a page; each page is opened once."
@@ -95,6 +106,8 @@ def visit(browser, url):
         page.on('request', lambda r: None if r.url.startswith((url, 'data:')) else foreign.append(r.url))
         status = page.goto(f'{url}/{name}', wait_until='networkidle').status
         facts, wide = page.evaluate(FACTS), {}
+        page.evaluate(AXE_SCRIPT)
+        facts['barriers'] = page.evaluate(AXE)
         for w in WIDTHS:
             page.set_viewport_size({'width':w, 'height':844})
             wide[w] = page.evaluate(TOO_WIDE)
@@ -112,6 +125,11 @@ def test_page_asks_no_other_host(visit, name): assert visit(name)['foreign'] == 
 
 @pytest.mark.parametrize('name', PAGES)
 def test_pictures_are_drawn_and_named(visit, name): assert (visit(name)['broken'], visit(name)['silent']) == ([], [])
+
+@pytest.mark.parametrize('name', PAGES+EXTRA)
+def test_page_has_no_barriers(visit, name):
+    "What axe-core finds against WCAG 2.1 A and AA, in light and dark."
+    assert visit(name)['barriers'] == []
 
 @pytest.mark.parametrize('name', PAGES)
 def test_maths_is_rendered(visit, name): assert (visit(name)['undrawn'], visit(name)['raw']) == ([], [])
