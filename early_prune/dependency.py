@@ -686,6 +686,7 @@ class Groups:
     past:dict=None     # `{group name: indices}` in the network that was traced, after a cut
     read:tuple=()      # The `(tensor, dimension)` whose slices read neurons, such as the columns of the next layer
 
+    def __repr__(self): return f'Groups({len(self)} groups, {self.n_neurons} neurons, {len(self.fixed)} places fixed)'
     def __len__(self): return int(self.group_of[-1])+1 if len(self.group_of) else 0
     def __iter__(self): return iter(self._list)
 
