@@ -17,11 +17,12 @@ from early_prune.data import digits  # noqa: E402
 from early_prune.dependency import plain  # noqa: E402
 from early_prune.masks import Masks, agree, averaged, digest, from_first, n_ranks  # noqa: E402
 from early_prune.models import small_cnn  # noqa: E402
-from early_prune.ranking import Latency, Neurons, taylor_bn  # noqa: E402
+from early_prune.ranking import Neurons, taylor_bn  # noqa: E402
 from early_prune.recipes import NEURON_RECIPES, RECIPES, recipe  # noqa: E402
 from early_prune.schedules import agp, one_cycle  # noqa: E402
 from early_prune.triggers import AtEpoch  # noqa: E402
 
+FEW = dict(limit=256, valid_limit=120)
 
 class Watch(Callback):
     "Notes masks or widths, and weights, after every epoch; and weights after every step when asked."
@@ -71,18 +72,22 @@ def primitives():
 
 def all_recipes():
     found = {}
-    for nm in RECIPES: found[nm] = fit(recipe(nm, .8))[1].epochs
+    for nm in RECIPES: found[nm] = fit(recipe(nm, .8), **FEW)[1].epochs
     for nm in NEURON_RECIPES:
-        learn,watch = fit(recipe(nm, ratio=.5, trigger=AtEpoch(1)), 3)
+        learn,watch = fit(recipe(nm, ratio=.5, trigger=AtEpoch(1)), 2, **FEW)
         found[nm] = watch.epochs
         assert learn.early_prune.done and type(learn.model) is type(small_cnn())
     return found
 
+class Measured(Neurons):
+    "A budget that every process measures differently, as times are."
+    def meter(self, groups, model, inputs): return lambda stay: int(stay.sum())*(1+.2*dist.get_rank())
+
 def around_the_cut():
     learn,watch = fit(EarlyPruneCallback(Neurons(.5), taylor_bn, AtEpoch(1), steps=4, burst=6), 3, steps=True)
-    timed,again = fit(EarlyPruneCallback(Latency(.1), trigger=AtEpoch(1), steps=1), 2)
-    held,silent = fit(EarlyPruneCallback(Neurons(.5), trigger=AtEpoch(1), physical=False), 2)
-    return dict(steps=watch.each, epochs=watch.epochs, values=values(learn), latency=again.epochs, silent=silent.epochs,
+    measured,again = fit(EarlyPruneCallback(Measured(.3), trigger=AtEpoch(1), steps=1), 2, **FEW)
+    held,silent = fit(EarlyPruneCallback(Neurons(.5), trigger=AtEpoch(1), physical=False), 2, **FEW)
+    return dict(steps=watch.each, epochs=watch.epochs, values=values(learn), measured=again.epochs, silent=silent.epochs,
                 share=float(learn.early_prune.training_cost().training_flops['share']),
                 images=sum(o['images'] for o in learn.early_prune.costs), n=len(learn.dls.train)*3*32)
 
@@ -144,12 +149,10 @@ def plain_context():
 
 def seeds():
     "Ten seeds of some recipes, for the slow test."
-    found = {}
-    for nm in ('dense', 'one_cycle', 'granet', 'snip', 'epi', 'epi_gradient', 'early_bird'):
-        kwargs = {} if nm not in NEURON_RECIPES else dict(trigger=AtEpoch(3)) if nm!='epi' else {}
+    cuts,found = dict(trigger=AtEpoch(2)),{}
+    for nm,amount,kwargs in [('one_cycle', .9, {}), ('granet', .9, {}), ('snip', .9, {}), ('epi', .5, cuts), ('epi_gradient', .5, cuts)]:
         for seed in range(10):
-            cb = None if nm=='dense' else recipe(nm, .9 if nm in RECIPES else .5, **kwargs)
-            learn,watch = fit(cb, 10, seed)
+            learn,watch = fit(recipe(nm, amount, **kwargs), 6, seed)
             found[f'{nm} {seed}'] = dict(epochs=watch.epochs, accuracy=values(learn)[-1][2])
     return found
 
