@@ -154,3 +154,25 @@ def test_report_refuses_other_files(tmp_path, capsys, text, error):
     if text is not None: runs.write_text(text)
     assert main(['report', str(runs), '--out', str(tmp_path/'out')])==2
     assert error in capsys.readouterr().err and not (tmp_path/'out').exists()
+
+def _together(*argv):
+    command = [sys.executable, '-m', 'early_prune', 'train', '--nproc', '2', '--device', 'cpu', '--arch', 'small_cnn', '--limit', '256', '--json']
+    return subprocess.run([*command, *argv], capture_output=True, text=True, timeout=300)
+
+def test_two_processes_train_one_network(tmp_path):
+    done = _together('--epochs', '2', '--recipe', 'granet', '--out', tmp_path)
+    record = json.loads(done.stdout)
+    assert done.returncode==0 and len(done.stderr.splitlines())==3, 'one process speaks, and nobody warns'
+    assert record['processes']==2 and record['bs']==64 and record['sparsity_reached']==pytest.approx(.95, abs=2e-3)
+    assert json.loads((tmp_path/'record.json').read_text())==record and (tmp_path/'model.safetensors').exists()
+
+@pytest.mark.slow
+def test_one_line_says_what_stopped_a_process():
+    done = _together('--recipe', 'epi', '--sparsity', '.999')
+    assert done.returncode==2 and not done.stdout
+    assert 'stopped: ' in done.stderr.splitlines()[-1] and 'cannot be met' in done.stderr.splitlines()[-1] and 'Traceback' not in done.stderr
+
+@pytest.mark.parametrize('argv, named', [(['--nproc', 0], 'nproc'), (['--nproc', 3], 'divides `--bs`'), (['--nproc', 2, '--device', 'cpu:0'], 'cpu or cuda')])
+def test_impossible_processes_are_refused_before_any_starts(cli, argv, named):
+    code,out,err = cli('train', *argv)
+    assert code==2 and not out and len(err.splitlines())==1 and named in err
