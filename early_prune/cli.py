@@ -9,19 +9,27 @@ __all__ = ['METHODS', 'prepare_folder', 'write_whole', 'check_device', 'info', '
 # %% ../nbs/16_cli.ipynb #dd06a8ec
 import argparse
 import json
+import logging
 import os
 import sys
 import tempfile
 import textwrap
 import warnings
-from dataclasses import asdict
+from contextlib import nullcontext
+from dataclasses import asdict, replace
+from importlib.util import find_spec
 from pathlib import Path
+from uuid import uuid4
 
 import matplotlib.pyplot as plt
 import torch
 from fastai.callback.core import Callback
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.multiprocessing.errors import record as reporting_errors
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from . import __version__
+from .callbacks import distributed
 from .compare import Comparison, Results, Run, conditions, make_learner, train_run
 from .compare import compare as compare_recipes
 from .core import cost
@@ -113,16 +121,62 @@ def train(
     sparsity = 0. if args.recipe=='dense' else args.sparsity
     run = Run(args.recipe, sparsity, args.seed, args.data, args.arch, args.epochs, args.lr, args.bs, args.limit)
     if run.recipe!='dense': recipe(run.recipe, run.sparsity)
-    out,device = prepare_folder(args.out) if args.out else None,check_device(args.device)
-    learn = make_learner(run, **{k:v for k,v in dict(path=args.path, device=device).items() if v is not None})
+    check_device(args.device)
+    _check_processes(args)
+    if args.out: prepare_folder(args.out)
+    return _train(run, args) if args.nproc==1 else _train_together(run, args)
+
+def _train(run, args, rank=0, device=None):
+    part,device = replace(run, bs=run.bs//args.nproc),device or args.device
+    learn = make_learner(part, **{k:v for k,v in dict(path=args.path, device=device).items() if v is not None})
     if args.json or not sys.stderr.isatty():
-        learn.remove_cbs(learn.cbs.filter(lambda cb: cb.name=='progress')).add_cb(PrintEpochs(sys.stderr))
-    record = train_run(learn, run)
-    if out:
-        save(learn.model.cpu(), out/'model.safetensors')
-        write_whole(out/'record.json', lambda p: p.write_text(json.dumps(record, indent=1)))
+        learn.remove_cbs(learn.cbs.filter(lambda cb: cb.name=='progress'))
+        if rank==0: learn.add_cb(PrintEpochs(sys.stderr))
+    with nullcontext() if args.nproc==1 else distributed(learn): record = train_run(learn, part)
+    record |= asdict(run) | dict(key=run.key, processes=args.nproc)
+    if args.out and rank==0:
+        save(learn.model.cpu(), Path(args.out)/'model.safetensors')
+        write_whole(Path(args.out)/'record.json', lambda p: p.write_text(json.dumps(record, indent=1)))
     return record
 
+# %% ../nbs/16_cli.ipynb #f9188247
+def _check_processes(args):
+    if args.nproc<1 or args.bs%args.nproc:
+        raise ValueError(f'`--nproc` is at least 1 and divides `--bs`, got {args.nproc} and {args.bs}')
+    if args.nproc==1: return
+    if find_spec('accelerate') is None: raise ImportError('`--nproc` needs accelerate: pip install accelerate')
+    if args.device not in (None, 'cpu', 'cuda'):
+        raise ValueError(f'`--device` is cpu or cuda with several processes, got {args.device!r}')
+    if _on_gpus(args) and args.nproc>(n := torch.cuda.device_count()):
+        raise ValueError(f'`--nproc` is at most the number of GPUs, {n}, got {args.nproc}; or use `--device cpu`')
+
+def _on_gpus(args): return args.device!='cpu' and torch.cuda.is_available()
+
+@reporting_errors
+def _process(run, args):
+    rank,local = (int(os.environ[o]) for o in ('RANK', 'LOCAL_RANK'))
+    if _on_gpus(args): torch.cuda.set_device(local)
+    else: torch.set_num_threads(max(1, (os.cpu_count() or 1)//args.nproc))
+    try: return _train(run, args, rank, f'cuda:{local}' if _on_gpus(args) else 'cpu')
+    finally:
+        if torch.distributed.is_initialized(): torch.distributed.destroy_process_group()
+
+def _train_together(run, args):
+    logging.getLogger('torch.distributed.elastic').setLevel(logging.CRITICAL) # one line says what happened, ours
+    config = LaunchConfig(1, 1, args.nproc, run_id=uuid4().hex, rdzv_backend='c10d', rdzv_endpoint='localhost:0',
+                          max_restarts=0)
+    kept = os.environ.get('PYTHONWARNINGS')
+    os.environ['PYTHONWARNINGS'] = 'ignore:`torch.jit.script`' # a note of fastai's; a new process hears of it this way
+    try: return elastic_launch(config, _process)(run, args)[0]
+    except ChildFailedError as e: raise ValueError(_first_failure(e)) from None
+    finally: os.environ.pop('PYTHONWARNINGS') if kept is None else os.environ.update(PYTHONWARNINGS=kept)
+
+def _first_failure(error):
+    rank,failure = error.get_first_failure()
+    said = failure.message['message'] if isinstance(failure.message, dict) else failure.message
+    return f'process {rank} stopped: {said.strip().splitlines()[-1].strip()}'
+
+# %% ../nbs/16_cli.ipynb #2b439380
 def show_record(
     record:dict, # Result of `train`
 )->str:          # Text for a terminal
@@ -275,6 +329,7 @@ def _train_arguments(sub):
     _training(sub)
     sub.add_argument('--seed', type=int, default=0, help='seed of weights, order and augmentation')
     sub.add_argument('--device', default=None, help='cpu, cuda, ...; else what fastai finds')
+    sub.add_argument('--nproc', type=int, default=1, help='processes that train together, each with a part of a batch')
     sub.add_argument('--out', default=None, help='folder for weights and record; else nothing is written')
 
 def _training(sub):

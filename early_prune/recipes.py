@@ -17,6 +17,7 @@ from fastai.learner import Learner
 from .callbacks import EarlyPruneCallback, SparsifyCallback, gradual
 from .core import check_sparsity, look_up
 from .criteria import AtInit, gradient, grasp, magnitude, random_scores, rms_magnitude, snip, synflow
+from .dependency import plain
 from .distributions import erk, global_, uniform
 from .masks import Masks
 from .ranking import Neurons, bn_scale, taylor_bn
@@ -130,7 +131,7 @@ class _Keep(Callback):
     run_valid = False
     def __init__(self, at): self.at,self.state = at,None
     def before_train(self):
-        if self.epoch==self.at: self.state = {nm:t.detach().clone() for nm,t in self.model.state_dict().items()}
+        if self.epoch==self.at: self.state = {nm:t.detach().clone() for nm,t in plain(self.model).state_dict().items()}
 
 def ticket_sparsities(
     sparsity:float, # Final sparsity, in `(0, 1)`
