@@ -1,7 +1,7 @@
 "What watching a training costs, and what a cut saves: a training step dense, watched, and after a cut."
 import torch
 import torch.nn.functional as F
-from measure import in_turns, timed, to_rows
+from measure import device, in_turns, timed, to_rows
 from nets import build
 
 from early_prune.criteria import rms_magnitude
@@ -15,7 +15,7 @@ AFTER = 'after a cut of {:.0%} of the FLOPs'
 def _trainer(name, bs, size, n_classes=10):
     torch.manual_seed(0)
     net = build(name)
-    x,y = torch.randn(bs, 3, size, size),torch.randint(0, n_classes, (bs,))
+    x,y = torch.randn(bs, 3, size, size).to(device()),torch.randint(0, n_classes, (bs,)).to(device())
     optimizer = torch.optim.SGD(net.parameters(), lr=.01, momentum=.9)
     def step():
         optimizer.zero_grad()

@@ -18,7 +18,7 @@ from fastai.callback.schedule import Learner  # this import gives it `fit_one_cy
 from fastai.metrics import accuracy
 from fastai.torch_core import set_seed
 from fastcore.foundation import L
-from measure import child_env, spread
+from measure import child_env, device, spread
 from nets import build
 
 from early_prune.core import cost, sparsity_of
@@ -147,7 +147,7 @@ def sparse(seeds, epochs):
 def _trained(name):
     net = build(name).to(memory_format=torch.channels_last).train()
     for p in list(net.parameters())[:3]: p.requires_grad_(False)
-    x = torch.randn(2, 3, 64, 64)
+    x = torch.randn(2, 3, 64, 64).to(device())
     optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], .01, momentum=.9)
     net(x).square().mean().backward()
     optimizer.step()
@@ -178,7 +178,7 @@ def cuts(n, name, size, folder):
     "Cut half of the channels of a torchvision network: seconds, what is left, what survives."
     found = {}
     for nm,f in present(CUT).items():
-        took,x = [],torch.randn(1, 3, size, size)
+        took,x = [],torch.randn(1, 3, size, size).to(device())
         for _ in range(n+1):
             net = build(name)
             optimizer = torch.optim.SGD(net.parameters(), .01, momentum=.9)

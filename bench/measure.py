@@ -18,12 +18,22 @@ def child_env(**more):
     path = [str(ROOT), *filter(None, [env.get('PYTHONPATH')])]
     return env | {'PYTHONPATH':os.pathsep.join(path)} | more
 
+def device():
+    "Where networks and images are: the environment variable `BENCH_DEVICE`, so that child processes see it; else the CPU."
+    return torch.device(os.environ.get('BENCH_DEVICE', 'cpu'))
+
+def sync():
+    "Wait for the device."
+    if device().type=='cuda': torch.cuda.synchronize(device())
+
 def timed(f, inner=1):
-    "Seconds that one of `inner` calls of `f` takes, the garbage collector off."
+    "Seconds that one of `inner` calls of `f` takes until the device is done, the garbage collector off."
     gc.collect()
     gc.disable()
+    sync()
     start = perf_counter()
     for _ in range(inner): f()
+    sync()
     took = (perf_counter()-start)/inner
     gc.enable()
     return took
@@ -60,11 +70,13 @@ def _cpu():
     lines = info.read_text().splitlines() if info.exists() else []
     return next((ln.split(':', 1)[1].strip() for ln in lines if ln.startswith('model name')), platform.processor())
 
+def _device(): return torch.cuda.get_device_name(device()) if device().type=='cuda' else device().type
+
 def machine():
     "Where a run takes place, and with which versions."
     packages = ('torch', 'torchvision', 'fastai', 'numpy', 'fasterai', 'torch-pruning', 'timm')
     return dict(cpu=_cpu(), cores=os.cpu_count(), threads=torch.get_num_threads(), system=platform.system(),
-                python=platform.python_version(), load=[round(o, 2) for o in os.getloadavg()],
+                python=platform.python_version(), device=_device(), load=[round(o, 2) for o in os.getloadavg()],
                 versions={nm:v for nm in packages if (v := _version(nm))})
 
 def show(rows):

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from contenders import ALL, EarlyPrune, Fasterai, GraNet, TorchPrune, layers, present
-from measure import child_env, spread
+from measure import child_env, device, spread
 from nets import build
 
 METHOD = ('VmRSS and VmHWM of a fresh process; glibc returns every block over 64 KiB at once (MALLOC_MMAP_THRESHOLD_, '
@@ -17,8 +17,8 @@ def _status(field):
         if ln.startswith(field): return int(ln.split()[1])*1024
 
 def can_measure():
-    "Whether this system tells the resident memory of a process and lets its peak be reset."
-    return os.access('/proc/self/status', os.R_OK) and os.access('/proc/self/clear_refs', os.W_OK)
+    "Whether the networks are in the memory of the process, and this system tells it and lets its peak be reset."
+    return device().type=='cpu' and os.access('/proc/self/status', os.R_OK) and os.access('/proc/self/clear_refs', os.W_OK)
 
 def child(contender, net, sparsity):
     "Measure in this process: bytes more than before for each maskable weight, and the peak during the first update."

@@ -1,5 +1,8 @@
 "The networks that are measured, without trained weights."
+from functools import partial
+
 import torch
+from measure import device
 from torch import nn
 
 
@@ -49,7 +52,7 @@ def dynamic_unet():
 NETS = dict(tiny=tiny, wide=wide, unet=Unet, dynamic_unet=dynamic_unet)
 
 def build(name):
-    "A network by name, always with the same weights."
+    "A network by name on the device, always with the same weights."
     torch.manual_seed(0)
-    if name in NETS: return NETS[name]()
-    return _timm(name) if 'patch' in name else _torchvision(name)
+    make = NETS.get(name) or partial(_timm if 'patch' in name else _torchvision, name)
+    return make().to(device())

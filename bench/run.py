@@ -14,7 +14,7 @@ from early import AFTER, WATCHED, early  # noqa: E402
 from examples import examples  # noqa: E402
 from idle import idle  # noqa: E402
 from imports import imports, longest  # noqa: E402
-from measure import find, machine, show  # noqa: E402
+from measure import device, find, machine, show  # noqa: E402
 from memory import METHOD, can_measure, memory  # noqa: E402
 from regrow import regrow  # noqa: E402
 from selecting import select, select_each, ties  # noqa: E402
@@ -29,6 +29,7 @@ PEERS = 'fasterai', 'timm', 'torch_pruning'
 
 def quick_select(): return select('tiny', 1, (.5,)) + select_each('tiny', 1, (.5,)) + ties('tiny')
 def full_select(): return select() + select_each() + ties()
+def full_training(): return training(bs=4 if device().type=='cpu' else 64)
 def quick_imports(): return imports(('torch', 'early_prune', 'early_prune.schedules'), 1)
 
 SECTIONS = {
@@ -39,7 +40,7 @@ SECTIONS = {
     'surgery':(surgery,     lambda: surgery(dict(tiny=1), dict(tiny=1), 0)),
     'early'  :(early,       lambda: early([('tiny', 4, 16)], [.3], 1, 1, taylor_fo)),
     'step'   :(step,        lambda: step('resnet8', 8, 2, 16, 1, 0)),
-    'training':(training,   lambda: training('resnet18', 2, 32, (0., .5), 2)),
+    'training':(full_training, lambda: training('resnet18', 2, 32, (0., .5), 2)),
     'examples':(examples,   lambda: examples(1, 1, 1, 'resnet18', 64)),
     'memory' :(memory,      lambda: memory('wide', 1)),
     'imports':(imports,     quick_imports)}
@@ -84,7 +85,7 @@ def record(sections, quick=False, save=lambda result: None):
     "Run `sections` and return everything that is worth storing; `save` sees it after each section."
     found = can_measure()
     r = dict(quick=quick, sections=[], machine=machine(), load_at_end=[], missing_peers=[nm for nm in PEERS if not have(nm)],
-             memory_method=METHOD if found else 'not measured: this system has no /proc/self/clear_refs',
+             memory_method=METHOD if found else 'not measured: on another device, or this system has no /proc/self/clear_refs',
              spread='[min, median, max] over rounds; a ratio is taken within its round', longest_imports={}, targets=[], rows=[])
     for nm in sections:
         r['rows'] += SECTIONS[nm][quick]()
@@ -115,9 +116,11 @@ def main(argv=None):
     names,default = ', '.join(SECTIONS),Path(__file__).parent/'results'/'latest.json'
     parser.add_argument('sections', nargs='*', metavar='section', help=f'what to measure, of {names}; default: all')
     parser.add_argument('--quick', action='store_true', help='tiny networks, one round: a smoke test, no measurement')
+    parser.add_argument('--device', default='cpu', help='where networks and images are: cpu, cuda, ...; memory is that of the CPU only')
     parser.add_argument('--out', type=Path, default=default, help='where the record is stored; default: bench/results/latest.json')
     args = parser.parse_args(argv)
     if unknown := [s for s in args.sections if s not in SECTIONS]: parser.error(f'no section {unknown[0]!r}, of {names}')
+    os.environ['BENCH_DEVICE'] = args.device
     args.out.parent.mkdir(parents=True, exist_ok=True)
     def save(result): args.out.write_text(json.dumps(result, indent=1)+'\n')
     print(report(record(args.sections or list(SECTIONS), args.quick, save)))

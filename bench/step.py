@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from fastai.callback.core import Callback
 from fastai.learner import Learner
 from fastai.optimizer import OptimWrapper
-from measure import to_rows
+from measure import device, sync, to_rows
 
 from early_prune.callbacks import EarlyPruneCallback, SparsifyCallback
 from early_prune.data import ImageSet, image_loaders, random_crop, random_flip
@@ -19,24 +19,21 @@ from early_prune.triggers import Never
 
 PLAIN,FASTAI,MASKS,WATCH = 'plain PyTorch loop','fastai Learner','Learner, masks updated once an epoch','Learner, EPI watches gradients'
 
-def loaders(bs, n_batches, size, device):
+def loaders(bs, n_batches, size):
     "Random images as CIFAR-10 has them, moved and mirrored on the device, with few for validation."
     torch.manual_seed(0)
     sets = [ImageSet(torch.randint(0, 256, (n, 3, size, size), dtype=torch.uint8), torch.arange(n)%10, map(str, range(10)))
             for n in (bs*n_batches, 10)]
-    return image_loaders(*sets, bs=bs, augment=(random_crop, random_flip), device=device)
-
-def _sync(device):
-    if device.type=='cuda': torch.cuda.synchronize(device)
+    return image_loaders(*sets, bs=bs, augment=(random_crop, random_flip), device=device())
 
 class _Clock(Callback):
     "Seconds of the last pass over the training data."
     order,run_valid = -90,False
     def before_train(self):
-        _sync(self.dls.device)
+        sync()
         self.start = perf_counter()
     def after_train(self):
-        _sync(self.dls.device)
+        sync()
         self.seconds = perf_counter()-self.start
 
 def plain(net, dls, epochs=2):
@@ -44,14 +41,14 @@ def plain(net, dls, epochs=2):
     optimizer = torch.optim.SGD(net.parameters(), .01, momentum=.9)
     net.train()
     for _ in range(epochs):
-        _sync(dls.device)
+        sync()
         start = perf_counter()
         for x,y in dls.train:
             loss = F.cross_entropy(net(x.as_subclass(torch.Tensor)), y.as_subclass(torch.Tensor))
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
-        _sync(dls.device)
+        sync()
     return perf_counter()-start
 
 def through_fastai(make, net, dls, epochs=2):
@@ -68,14 +65,13 @@ def _contenders(n_batches):
     return {PLAIN:plain, FASTAI:partial(through_fastai, list), MASKS:partial(through_fastai, masks),
             WATCH:partial(through_fastai, watch)}
 
-def step(name='cifar_resnet18', bs=64, n_batches=4, size=32, n=5, warm=1, device='cpu'):
+def step(name='cifar_resnet18', bs=64, n_batches=4, size=32, n=5, warm=1):
     "Seconds of a pass over the same batches, in turns; the first epoch of each fit does not count."
-    device,shuffled = torch.device(device),random.Random(0)
-    dls,contenders = loaders(bs, n_batches, size, device),_contenders(n_batches)
+    dls,contenders,shuffled = loaders(bs, n_batches, size),_contenders(n_batches),random.Random(0)
     times = {nm:[] for nm in contenders}
     for i in range(n+warm):
         for nm in shuffled.sample(list(contenders), len(contenders)):
             torch.manual_seed(0)
-            took = contenders[nm](get_model(name, n_in=3).to(device), dls)
+            took = contenders[nm](get_model(name, n_in=3).to(device()), dls)
             if i>=warm: times[nm].append(took/n_batches)
-    return to_rows(times, PLAIN, 'step', f'{name}, {bs} images of {size} x {size}, {device.type}')
+    return to_rows(times, PLAIN, 'step', f'{name}, {bs} images of {size} x {size}, {device().type}')

@@ -11,7 +11,7 @@ from time import perf_counter
 
 import torch
 from contenders import have
-from measure import child_env, spread, timed, to_rows
+from measure import child_env, device, spread, timed, to_rows
 from memory import _status, can_measure
 from nets import build
 from torch import nn
@@ -27,7 +27,7 @@ NETS = dict(resnet18=7, resnet50=7, resnet152=5, densenet121=5, densenet201=3, m
 PEAK = dict.fromkeys(NETS, 3) | dict(densenet121=1, densenet201=1)
 NEED_224 = 'vit_b_16',
 
-def example(name): return torch.randn(1, 3, *(2*[224 if name in NEED_224 else 64]))
+def example(name): return torch.randn(1, 3, *(2*[224 if name in NEED_224 else 64])).to(device())
 
 class EarlyPrune:
     "`trace`, `scores`, `rank` and `cut`, the same share of each group; the second cut starts from the table that the first one left."

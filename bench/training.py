@@ -7,7 +7,7 @@ from time import perf_counter
 
 import torch
 import torch.nn.functional as F
-from measure import child_env, spread
+from measure import child_env, device, spread, sync
 from nets import build
 
 from early_prune.criteria import rms_magnitude
@@ -16,15 +16,15 @@ from early_prune.ranking import Flops, rank, scores
 from early_prune.surgery import cut
 
 
-def child(name, bs, size, ratio, n, device):
+def child(name, bs, size, ratio, n):
     "Measure in this process: seconds of each training step after a cut of `ratio` of the FLOPs, what is left, peak MB."
-    device = torch.device(device)
-    net,x = build(name).to(device),torch.randn(bs, 3, size, size, device=device)
-    optimizer,y = torch.optim.SGD(net.parameters(), lr=.01, momentum=.9),torch.randint(0, 10, (bs,), device=device)
+    net,x = build(name),torch.randn(bs, 3, size, size).to(device())
+    optimizer,y = torch.optim.SGD(net.parameters(), lr=.01, momentum=.9),torch.randint(0, 10, (bs,)).to(device())
     left = _cut(net, x[:1], ratio, optimizer) if ratio else 1.
-    if device.type=='cuda': torch.cuda.reset_peak_memory_stats(device)
+    cuda = device().type=='cuda'
+    if cuda: torch.cuda.reset_peak_memory_stats()
     took = [_step(net, x, y, optimizer) for _ in range(n+2)][2:]
-    peak = torch.cuda.max_memory_allocated(device)/1e6 if device.type=='cuda' else _rss()
+    peak = torch.cuda.max_memory_allocated()/1e6 if cuda else _rss()
     return dict(seconds=took, left=left, peak=peak, params=sum(p.numel() for p in net.parameters()))
 
 def _cut(net, x, ratio, optimizer):
@@ -42,17 +42,17 @@ def _step(net, x, y, optimizer):
     optimizer.zero_grad()
     F.cross_entropy(net(x)[:, :10], y).backward()
     optimizer.step()
-    if x.is_cuda: torch.cuda.synchronize()
+    sync()
     return perf_counter()-start
 
-def training(name='resnet50', bs=4, size=224, ratios=(0., .1, .3, .5, .7), n=5, device='cpu'):
+def training(name='resnet50', bs=4, size=224, ratios=(0., .1, .3, .5, .7), n=5):
     "Rows of images a second and of peak memory, each case in a process of its own; the ratio is to the dense network."
     got = {}
     for ratio in ratios:
-        cmd = [sys.executable, '-W', 'ignore', __file__, name, *map(str, (bs, size, ratio, n)), device]
+        cmd = [sys.executable, '-W', 'ignore', __file__, name, *map(str, (bs, size, ratio, n))]
         out = subprocess.run(cmd, env=child_env(), capture_output=True, text=True, check=True).stdout
         got[ratio] = json.loads(out.splitlines()[-1])
-    rows,dense,case = [],got[ratios[0]],f'{name}, {bs} images of {size} x {size}, {device}'
+    rows,dense,case = [],got[ratios[0]],f'{name}, {bs} images of {size} x {size}, {device().type}'
     slow = sorted(dense['seconds'])[len(dense['seconds'])//2]
     for ratio,o in got.items():
         what = 'dense' if not ratio else f'after a cut of {ratio:.0%} of the FLOPs'
@@ -65,5 +65,5 @@ def training(name='resnet50', bs=4, size=224, ratios=(0., .1, .3, .5, .7), n=5, 
     return rows
 
 if __name__=='__main__':
-    name,bs,size,ratio,n,device = sys.argv[1:]
-    print(json.dumps(child(name, int(bs), int(size), float(ratio), int(n), device)))
+    name,bs,size,ratio,n = sys.argv[1:]
+    print(json.dumps(child(name, int(bs), int(size), float(ratio), int(n))))
