@@ -1,5 +1,7 @@
 "Sphinx configuration. `build.py` writes the sources; nothing here depends on their content."
 import html
+import re
+import struct
 import sys
 from configparser import ConfigParser
 from pathlib import Path
@@ -106,6 +108,20 @@ def katex_where_needed(app, pagename, templatename, context, doctree):
     app.add_js_file('katex/katex.min.js', loading_method='defer')
     app.add_js_file('math.js', loading_method='defer')
 
+# Pictures -----------------------------------------------------------------------------------------
+
+def wide_pictures(app, pagename, templatename, context, doctree):
+    "Pictures more than twice as wide as high get the class `wide`: on a phone they scroll instead of shrinking."
+    files = {name: Path(app.srcdir)/src for src, name in app.builder.images.items()}
+    def is_wide(name):
+        file = files.get(name)
+        if file is None or file.suffix != '.png': return False
+        width, height = struct.unpack('>II', file.read_bytes()[16:24])
+        return width > 2*height
+    def mark(m): return f'<img class="wide" {m[1]}' if is_wide(m[2]) else m[0]
+    if 'body' in context:
+        context['body'] = re.sub(r'<img (?!class)([^>]*?src="[^"]*?_images/([^"]+)")', mark, context['body'])
+
 # Source pages -------------------------------------------------------------------------------------
 
 def source_pages(app):
@@ -124,4 +140,5 @@ def setup(app):
     app.add_transform(PageLinks)
     app.add_html_math_renderer('katex', (inline_math, None), (display_math, None))
     app.connect('html-page-context', katex_where_needed)
+    app.connect('html-page-context', wide_pictures)
     app.connect('html-collect-pages', source_pages)

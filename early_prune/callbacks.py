@@ -6,6 +6,7 @@
 __all__ = ['PARTS', 'gradual', 'SparsifyCallback', 'EarlyPruneCallback', 'distributed', 'ShowPruning']
 
 # %% ../nbs/12_callbacks.ipynb #c0f8c734
+import sys
 import warnings
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -42,6 +43,9 @@ from .surgery import clear_slices, cut, forget_neurons, mute_slices, rewrap, sil
 from .triggers import (EPI, TAU_GRADIENT, TAU_MAGNITUDE, Never, dump_history, load_history, plot_epi,
     plot_widths, shortfall, snapshot)
 
+try: import resource
+except ImportError: resource = None # Windows
+
 # %% ../nbs/12_callbacks.ipynb #41ff60de
 PARTS = {sgd_step, weight_decay, l2_reg, average_grad, average_sqr_grad, momentum_step, rms_prop_step, step_stat,
          adam_step, radam_step, qhadam_step, larc_layer_lr, larc_step}
@@ -71,6 +75,7 @@ def _example(dls):
 class _Together(Callback):
     @property
     def model(self): return plain(self.learn.model)
+    def __setattr__(self, name, value): object.__setattr__(self, name, value)
 
     def _n_together(self): return n_ranks() if isinstance(self.learn.model, DistributedDataParallel) else 1
     def _decide(self, decide): return from_first(decide) if self._n_together()>1 else decide()
@@ -375,7 +380,8 @@ class EarlyPruneCallback(_Together):
 @patch
 def before_fit(self:EarlyPruneCallback):
     "Add the columns `epi`, `neurons` and `mflops` to the training table; with regrowth `returned`."
-    self.fresh,self.changed = True,False
+    self.fresh,self.changed,device = True,False,next(self.model.parameters()).device
+    self.bytes_before = 0 if device.type=='cuda' else _peak_bytes(device)
     columns = dict(epi=self._epi, neurons=lambda: int(self._alive().sum()), mflops=lambda: self.flops/1e6)
     if self.regrowth is not None: columns['returned'] = self._returned
     self.columns = [ValueMetric(f, nm) for nm,f in columns.items()]
@@ -592,7 +598,7 @@ def after_train(self:EarlyPruneCallback):
     "Ask the trigger at the end of an epoch; finish a burst that the training is too short for."
     if hasattr(self.learn, 'lr_finder'): return
     self._close_books()
-    self.costs[-1]['seconds'] += perf_counter()-self.started
+    self._read_clock()
     if not (self.done or self.due): self._ask()
     if self.due and self.epoch==self.n_epoch-1:
         self.due = self.due[-1:]
@@ -606,23 +612,37 @@ def after_train(self:EarlyPruneCallback):
 def _close_books(self:EarlyPruneCallback):
     epoch = self.epoch
     if not self.costs or self.costs[-1]['epoch']!=epoch or self.costs[-1]['fit'] is not self.columns:
-        dense = self.flops==self.dense_flops
-        self.costs = [*self.costs, dict(epoch=epoch, fit=self.columns, images=0, flops=0., seconds=0., dense=dense)]
+        fresh = dict(images=0, flops=0., seconds=0., gpu_seconds=0., bytes=0, dense=self.flops==self.dense_flops)
+        self.costs = [*self.costs, dict(epoch=epoch, fit=self.columns) | fresh]
     images = self.images*self._n_together()
     self.costs[-1]['images'] += images
     self.costs[-1]['flops'] += 3*self.flops*images
     self.images = 0
 
+def _peak_bytes(device):
+    if device.type=='cuda': return torch.cuda.max_memory_allocated(device)
+    if resource is None: return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*(1 if sys.platform=='darwin' else 1024)
+
+@patch
+def _read_clock(self:EarlyPruneCallback):
+    seconds,device = perf_counter()-self.started,next(self.model.parameters()).device
+    self.costs[-1]['seconds'] += seconds
+    self.costs[-1]['gpu_seconds'] += seconds*self._n_together()*(device.type=='cuda')
+    self.costs[-1]['bytes'] = _peak_bytes(device)-self.bytes_before
+
 @patch
 def training_cost(self:EarlyPruneCallback
-)->pd.DataFrame: # Rows `spent`, `dense`, `share`; FLOPs and seconds of the training, FLOPs of one image
+)->pd.DataFrame: # Rows `spent`, `dense`, `share`; cost and peak memory (MB) of the training, FLOPs of one image
     "Compare what the training cost with what it would have cost without a cut."
     if not self.costs: raise ValueError('No epoch was trained yet')
-    whole = [o['seconds']/o['images'] for o in self.costs if o['dense']]
-    images,flops,seconds = (sum(o[nm] for o in self.costs) for nm in ('images', 'flops', 'seconds'))
-    each = np.median(whole) if whole else float('nan')
-    table = pd.DataFrame([(flops, seconds, self.flops), (3*self.dense_flops*images, each*images, self.dense_flops)],
-                         index=['spent', 'dense'], columns=['training_flops', 'seconds', 'image_flops'])
+    whole,total = [o for o in self.costs if o['dense']],lambda nm: sum(o[nm] for o in self.costs)
+    each = lambda nm: np.median([o[nm]/o['images'] for o in whole])*total('images') if whole else float('nan')
+    most = lambda costs: max((o['bytes']/1e6 for o in costs), default=float('nan'))
+    rows = dict(training_flops=(total('flops'), 3*self.dense_flops*total('images')))
+    rows |= {nm:(total(nm), each(nm)) for nm in ('seconds', 'gpu_seconds') if total(nm)}
+    rows |= dict(peak_mb=(most(self.costs), most(whole)), image_flops=(self.flops, self.dense_flops))
+    table = pd.DataFrame(rows, index=['spent', 'dense'])
     return pd.concat([table, (table.loc['spent']/table.loc['dense']).to_frame('share').T])
 
 # %% ../nbs/12_callbacks.ipynb #e1924471

@@ -22,6 +22,7 @@ from early_prune.data import digits
 from early_prune.dependency import trace
 from early_prune.models import resnet
 from early_prune.ranking import Averaged, Flops, Neurons, Params, bn_scale, taylor_bn, taylor_fo
+from early_prune.recipes import recipe
 from early_prune.triggers import EPI, TAU_GRADIENT, TAU_MAGNITUDE, AtEpoch, EarlyBird, Never, epi
 
 
@@ -332,6 +333,23 @@ def test_training_cost():
     assert table.training_flops['dense']==3*cb.dense_flops*4*n
     assert table.training_flops['spent']==3*(2*cb.dense_flops+2*cb.flops)*n
     assert .7<table.training_flops['share']<.76 and table.seconds['spent']>0
+    assert list(table)==['training_flops', 'seconds', 'peak_mb', 'image_flops'] and table.peak_mb['spent']>=table.peak_mb['dense']>=0
+
+@pytest.mark.filterwarnings('ignore:.*torch.jit.script.*:FutureWarning')
+def test_a_network_of_torchvision():
+    "The whole method on images in memory: an ordinary `Learner`, EPI with its defaults, half of the neurons."
+    from fastai.data.core import DataLoaders
+    from torch.utils.data import TensorDataset
+    from torchvision.models import resnet18
+    set_seed(0, reproducible=True)
+    x,y = torch.randn(12, 3, 32, 32),torch.arange(12)%3
+    dls = DataLoaders.from_dsets(TensorDataset(x, y), TensorDataset(x, y), bs=6, num_workers=0, device='cpu')
+    learn = Learner(dls, resnet18(num_classes=3), loss_func=nn.CrossEntropyLoss(), metrics=accuracy)
+    learn.remove_cb(learn.progress)
+    learn.logger = lambda row: None
+    learn.fit_one_cycle(7, 1e-4, cbs=recipe('epi', ratio=.5))
+    check(learn)
+    assert learn.early_prune.cut_at==5 and learn.model(x).shape==(12, 3)
 
 def test_plot_and_repr():
     learn,cb = learner(),EarlyPruneCallback(Neurons(.5), trigger=EPI(.5, window=1), floor=2)
