@@ -391,15 +391,27 @@ def _load(learn, state, path):
         if not isinstance(e, Exception): raise
         raise ValueError(f'{path} does not fit this learner: {e!r}') from e
 
+# %% ../nbs/14_checkpoint.ipynb #f8c81116
+_PLACE = ('fit', 'epoch', 'batch', 'train_iter', 'epochs', 'batches an epoch')
+
+def _read_learner(path):
+    state = read_state(path)
+    if not {'place', 'network', 'optimizer', 'scaler', 'metrics', 'callbacks', 'start', 'now'} <= state.keys():
+        raise ValueError(f'{path} is no checkpoint of a learner: it has {", ".join(list(state)[:4])}')
+    place = state['place']
+    known = place is None or isinstance(place, dict) and all(type(place.get(nm)) is int for nm in _PLACE)
+    if not known or place and not (0<=place['fit'] and 0<=place['epoch']<place['epochs'] and
+                                   0<place['batch']<=place['batches an epoch'] and type(place['pct_train']) is float):
+        raise ValueError(f'{path} is of no place in a training: {place}')
+    return state
+
 # %% ../nbs/14_checkpoint.ipynb #f5f0d7df
 def resume(
     learn:Learner, # Built as before; its network may have all its channels
     path:str|Path, # File that `save_checkpoint` or `CheckpointCallback` wrote
 )->Learner:        # `learn`, with the network of the file; the fit that was interrupted goes on when it is called again
     "Set a learner to where another process was."
-    state = read_state(path)
-    if not {'place', 'network', 'optimizer', 'callbacks', 'start', 'now'} <= state.keys():
-        raise ValueError(f'{path} is no checkpoint of a learner: it has {", ".join(list(state)[:4])}')
+    state = _read_learner(path)
     _load(learn, state | dict(callbacks={}) if state['place'] else state, path)
     if state['place']:
         vars(learn)['_finished'] = state['place']['fit']
@@ -500,7 +512,7 @@ class CheckpointCallback(_Continue):
 
     def _find(self):
         waits = any(type(cb) is _Continue and cb.wanted is not None for cb in self.learn.cbs)
-        return read_state(self.path) if self.resume and not waits and _newest(self.path).is_file() else None
+        return _read_learner(self.path) if self.resume and not waits and _newest(self.path).is_file() else None
 
     def before_train(self):
         "Go on where the file is, or note how the epoch begins."

@@ -1,0 +1,254 @@
+"Kills, full disks, lost memory, dead workers, Ctrl-C and NaN: the last good file stays, and the training goes on from it."
+import errno
+import hashlib
+import os
+import random
+import resource
+import signal
+import subprocess
+import time
+from functools import partial
+
+import pytest
+import torch
+from fastai.callback.core import Callback
+from fastai.callback.schedule import Learner
+from fastai.data.core import DataLoaders
+from fastai.data.load import DataLoader
+from fastai.losses import CrossEntropyLossFlat
+from fastai.metrics import accuracy
+from fastai.torch_core import set_seed
+
+from early_prune import checkpoint
+from early_prune.callbacks import EarlyPruneCallback
+from early_prune.checkpoint import CheckpointCallback, read_state, write_state
+from early_prune.data import digits
+from early_prune.dependency import trace
+from early_prune.models import resnet, small_cnn
+from early_prune.ranking import Neurons, rank, scores
+from early_prune.recipes import recipe
+from early_prune.surgery import cut
+from early_prune.triggers import AtEpoch
+
+EPOCHS,BATCHES,BS = 3,8,32
+
+def cut_net():
+    "A network that was cut before it is trained."
+    net,x = resnet(8),torch.zeros(2, 1, 8, 8)
+    groups = trace(net, x)
+    cut(net, groups, rank(groups, scores(net, groups), Neurons(.4), net, (x,)))
+    return net
+
+def early(): return EarlyPruneCallback(Neurons(.4), trigger=AtEpoch(1), steps=5, burst=BATCHES-1)
+
+# network, callback, and the batches after which it is killed: of 24, the burst takes 8 to 15
+CASES = dict(one_cycle=(small_cnn, lambda: recipe('one_cycle', .9), (1, 23)), granet=(small_cnn, lambda: recipe('granet', .9), (1, 23)),
+             before=(partial(resnet, 8), early, (1, 7)), within=(partial(resnet, 8), early, (8, 15)),
+             after=(partial(resnet, 8), early, (17, 23)), was_cut=(cut_net, lambda: recipe('granet', .8), (1, 23)))
+
+def learner(net):
+    set_seed(0, reproducible=True)
+    learn = Learner(digits(limit=BS*BATCHES, valid_limit=32, bs=BS), net(), CrossEntropyLossFlat(), metrics=accuracy)
+    learn.remove_cbs(learn.cbs.filter(lambda cb: cb.name=='progress'))
+    learn.logger = lambda row: None
+    return learn
+
+def digest(learn):
+    "One number of all that the training has made."
+    found = hashlib.sha256()
+    def add(o):
+        if isinstance(o, torch.Tensor): found.update(o.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        elif isinstance(o, dict): [(add(str(k)), add(v)) for k,v in o.items()]
+        elif isinstance(o, (list, tuple)): [add(v) for v in o]
+        else: found.update(repr(o).encode())
+    add(dict(learn.model.state_dict())); add(str(learn.recorder.values)); add([float(o) for o in learn.recorder.losses])
+    add([dict(learn.opt.state[p]) for p in learn.opt.all_params().itemgot(0)])
+    for nm in ('_sparsify', '_early_prune'):
+        if (cb := vars(learn).get(nm)) is not None: add({k:v for k,v in cb.state().items() if k not in ('costs', 'elapsed')})
+    return found.hexdigest()
+
+class Report(Callback):
+    "Say at each batch, to another process, that it is done."
+    order = 110
+    def __init__(self, pipe): self.pipe = pipe
+    def after_batch(self):
+        if self.training: os.write(self.pipe, bytes([self.train_iter]))
+
+def script(path, case, pipe):
+    "What the user's script does, from the beginning: the same after each kill."
+    net,callback,_ = CASES[case]
+    learn = learner(net)
+    learn.fit_one_cycle(EPOCHS, 1e-2, cbs=[callback(), CheckpointCallback(path, every=1, resume=True), Report(pipe)])
+    path.with_suffix('.done').write_text(digest(learn))
+
+def process(path, case):
+    "Start `script` in a process of its own; its number, and the end of a pipe that tells the batches."
+    ours,theirs = os.pipe()
+    if (pid := os.fork())==0:
+        code = 1
+        try:
+            os.close(ours)
+            script(path, case, theirs)
+            code = 0
+        finally: os._exit(code)
+    os.close(theirs)
+    return pid,ours
+
+def finish(path, case):
+    pid,pipe = process(path, case)
+    while os.read(pipe, 1024): pass
+    os.close(pipe)
+    assert os.waitpid(pid, 0)[1]==0
+    return path.with_suffix('.done').read_text()
+
+def kill(path, case, at, delay):
+    "Kill the training after batch `at` and `delay` seconds; whether a draft of a checkpoint was left half written."
+    pid,pipe = process(path, case)
+    while (seen := os.read(pipe, 1)) and seen[0]<at: pass
+    time.sleep(delay)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    os.close(pipe)
+    return path.with_name(f'.{path.name}.part').exists()
+
+def survive(tmp_path, case, chains, kills, seed=0):
+    "Kill each of `chains` trainings `kills` times; how often a write was hit, and how many ended otherwise."
+    chance,(first,last) = random.Random(seed),CASES[case][2]
+    want,hits,differ = finish(tmp_path/'whole.safetensors', case),0,0
+    for i in range(chains):
+        path = tmp_path/f'{i}.safetensors'
+        for at in sorted(chance.choices(range(first, last+1), k=kills)):
+            hits += kill(path, case, at, chance.uniform(0, .03))
+            if path.exists(): assert read_state(path)['place']['train_iter']>=at-1
+        differ += finish(path, case)!=want
+    return hits,differ
+
+@pytest.mark.parametrize('case', ['granet', 'within'])
+def test_kill(tmp_path, case): assert survive(tmp_path, case, 1, 2)[1]==0
+
+@pytest.mark.slow
+@pytest.mark.parametrize('case', CASES)
+def test_twenty_kills(tmp_path, case, record_property):
+    hits,differ = survive(tmp_path, case, 5, 4, seed=1)
+    record_property('writes hit', hits)
+    assert differ==0
+
+def trained(path, *cbs, learn=None, every=1):
+    learn = learner(small_cnn) if learn is None else learn
+    learn.fit_one_cycle(EPOCHS, 1e-2, cbs=[recipe('granet', .9), CheckpointCallback(path, every=every, resume=True), *cbs])
+    return learn
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory): return digest(trained(tmp_path_factory.mktemp('whole')/'x.safetensors'))
+
+class RaiseAt(Callback):
+    "Raise at an event of one batch, once."
+    order = 90
+    def __init__(self, event, at, error): self.event,self.at,self.error = event,at,error
+    def __call__(self, event_name):
+        if event_name==self.event and self.at is not None and getattr(self, 'training', False) and self.train_iter==self.at:
+            self.at = None
+            raise self.error
+
+@pytest.mark.parametrize('event,error', [
+    ('after_pred', torch.OutOfMemoryError('CUDA out of memory')), ('before_step', KeyboardInterrupt()),
+    ('after_step', KeyboardInterrupt()), ('before_batch', KeyboardInterrupt()), ('after_batch', RuntimeError('a bug'))])
+def test_the_same_learner_goes_on(tmp_path, whole, event, error):
+    "After an error the cell is called again."
+    path,learn = tmp_path/'x.safetensors',learner(small_cnn)
+    with pytest.raises(type(error)): trained(path, RaiseAt(event, 13, error), learn=learn, every=3)
+    assert read_state(path)['place']['train_iter']==12
+    assert digest(trained(path, learn=learn, every=3))==whole
+
+def test_ctrl_c_within_a_write(tmp_path, whole, monkeypatch):
+    path,learn,write = tmp_path/'x.safetensors',learner(small_cnn),checkpoint.save_file
+    def interrupted(tensors, draft, meta):
+        write(tensors, draft, meta)
+        os.truncate(draft, 1000)
+        raise KeyboardInterrupt
+    with monkeypatch.context() as m:
+        def switch(*args):
+            if path.exists() and read_state(path)['place']['train_iter']==9: interrupted(*args)
+            write(*args)
+        m.setattr(checkpoint, 'save_file', switch)
+        with pytest.raises(KeyboardInterrupt): trained(path, learn=learn)
+    assert [o.name for o in tmp_path.iterdir()]==['x.safetensors'] and read_state(path)['place']['train_iter']==9
+    assert digest(trained(path, learn=learn))==whole
+
+class Poison(Callback):
+    def before_backward(self):
+        if self.train_iter==12: self.learn.loss_grad = self.loss_grad*float('nan')
+
+def test_a_loss_that_is_not_a_number(tmp_path):
+    "A network of NaN does not replace the last good one."
+    path = tmp_path/'x.safetensors'
+    def fit(): learner(small_cnn).fit_one_cycle(EPOCHS, 1e-2, cbs=[recipe('one_cycle', .9), Poison(), CheckpointCallback(path, 1)])
+    with pytest.warns(UserWarning, match='not finite'), pytest.raises(ValueError, match='NaN'): fit()
+    state = read_state(path)
+    assert state['place']['train_iter']==12 and all(t.isfinite().all() for t in state['network']['tensors'].values())
+
+def test_a_full_disk(tmp_path, whole):
+    "A file system of 800 kB, where it may be made; else a limit on the size of a file."
+    disk = tmp_path/'disk'
+    disk.mkdir()
+    if subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=800k', 'none', disk], capture_output=True).returncode: return full_by_limit(tmp_path)
+    try: full(disk, lambda: (disk/'ballast').write_bytes(bytes(300_000)), (disk/'ballast').unlink, whole)
+    finally: subprocess.run(['umount', disk], check=True)
+
+def full(folder, fill, empty, whole):
+    path,learn = folder/'x.safetensors',learner(small_cnn)
+    def fill_at_six(): fill()
+    class Fill(Callback):
+        order = 95
+        def before_batch(self):
+            if self.training and self.train_iter==12: fill_at_six()
+    with pytest.warns(UserWarning, match='No checkpoint at batch'): trained(path, Fill(), learn=learn, every=6)
+    assert [o.name for o in folder.iterdir() if o.name!='ballast']==['x.safetensors']
+    assert read_state(path)['place']['train_iter']==12 and digest(learn)==whole
+    empty()
+    assert digest(trained(path, every=6))==whole
+
+def full_by_limit(tmp_path):
+    if (pid := os.fork())==0:
+        code = 1
+        try:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            path = write_state(tmp_path/'x.safetensors', dict(a=1))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+            try: write_state(path, dict(a=2, t=torch.zeros(10_000)))
+            except OSError: code = int(read_state(path)!=dict(a=1) or len(list(tmp_path.glob('.*.part'))))
+        finally: os._exit(code)
+    assert os.waitpid(pid, 0)[1]==0
+
+def test_no_space_is_an_os_error(tmp_path, monkeypatch):
+    path = write_state(tmp_path/'x.safetensors', dict(a=1))
+    def sync(fd): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    monkeypatch.setattr(os, 'fsync', sync)
+    with pytest.raises(OSError, match='No space'): write_state(path, dict(a=2))
+    assert read_state(path)==dict(a=1) and len(list(tmp_path.iterdir()))==1
+    with pytest.raises(OSError, match='missing.x.safetensors'): write_state(tmp_path/'missing'/'x.safetensors', dict(a=1))
+
+class Items:
+    def __init__(self, dl, flag): self.x,self.y,self.flag = dl.dataset.x,dl.dataset.y,flag
+    def __len__(self): return len(self.x)
+    def __getitem__(self, i):
+        if self.flag.exists() and torch.utils.data.get_worker_info() and i==7: os._exit(1)
+        return self.x[i].float()/255 + torch.rand(1)/10,self.y[i]
+
+@pytest.mark.slow
+def test_a_worker_that_dies(tmp_path):
+    "The error of the loader ends the fit; called again, it goes on, with workers too."
+    flag,dls = tmp_path/'flag',digits(limit=128, valid_limit=32)
+    def fit(name):
+        set_seed(0, reproducible=True)
+        make = lambda dl, **kw: DataLoader(Items(dl, flag), bs=32, **kw)
+        loaders = DataLoaders(make(dls.train, shuffle=True, num_workers=1), make(dls.valid))
+        learn = Learner(loaders, small_cnn(), CrossEntropyLossFlat(), metrics=accuracy)
+        with learn.no_bar(), learn.no_logging():
+            learn.fit_one_cycle(2, 1e-2, cbs=[recipe('one_cycle', .9), CheckpointCallback(tmp_path/name, every=1, resume=True)])
+        return digest(learn)
+    want = fit('whole.safetensors')
+    flag.touch()
+    with pytest.raises(RuntimeError, match='worker'): fit('x.safetensors')
+    flag.unlink()
+    assert fit('x.safetensors')==want

@@ -1,0 +1,259 @@
+"Broken and hostile files: one clear error that names the file, nothing run, nothing changed, no memory beyond the file's."
+import gzip
+import json
+import os
+import pickle
+import random
+import signal
+import struct
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fastai.callback.schedule import Learner
+from fastai.metrics import accuracy
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from early_prune import checkpoint
+from early_prune.callbacks import SparsifyCallback
+from early_prune.checkpoint import CheckpointCallback, read_state, resume, write_state
+from early_prune.compare import Results
+from early_prune.data import digits, read_cifar_bin, read_cifar_pickle, read_idx
+from early_prune.models import small_cnn
+from early_prune.surgery import load, save
+
+class Ran(BaseException): pass
+
+def boom(*args): raise Ran
+
+class Bomb:
+    def __reduce__(self): return boom,()
+
+def new_learner(): return Learner(digits(limit=64, valid_limit=32), small_cnn(), metrics=accuracy)
+
+def a_checkpoint(path):
+    learn = new_learner()
+    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(1, cbs=[SparsifyCallback(.5, every=1), CheckpointCallback(path)])
+    return path
+
+def a_network(path): return save(small_cnn(), path)
+
+def an_idx(path):
+    path.write_bytes(bytes((0, 0, 8, 3))+struct.pack('>3I', 5, 28, 28)+bytes(5*784))
+    return path
+
+def a_gzip(path):
+    path = path.with_suffix('.gz')
+    path.write_bytes(gzip.compress(an_idx(path.with_suffix('.idx')).read_bytes()))
+    return path
+
+def a_bin(path):
+    path.write_bytes(b''.join(bytes([i%10])+bytes(3072) for i in range(4)))
+    return path
+
+def a_pickle(path):
+    path.write_bytes(pickle.dumps({b'data':np.zeros((4, 3072), np.uint8), b'labels':[0, 1, 2, 3]}, protocol=2))
+    return path
+
+def results(path):
+    for i in range(3): Results(path).add(dict(key=str(i), accuracy=.5))
+    return path
+
+READERS = dict(checkpoint=(a_checkpoint, read_state), network=(a_network, lambda path: load(small_cnn, path)), idx=(an_idx, read_idx),
+               gzip=(a_gzip, read_idx), cifar_bin=(a_bin, read_cifar_bin), cifar_pickle=(a_pickle, read_cifar_pickle),
+               results=(results, lambda path: Results(path).read()))
+
+def mutate(data, chance):
+    "Change, cut, repeat or insert bytes, mostly near the beginning, where headers are."
+    data,n = bytearray(data),len(data)
+    for _ in range(chance.choice((1, 1, 2, 8))):
+        at = chance.randrange(max(1, min(len(data), chance.choice((16, 400, 4000, n)))))
+        how = chance.randrange(7)
+        if how==0 and data: data[min(at, len(data)-1)] ^= 1<<chance.randrange(8)
+        elif how==1 and data: data[min(at, len(data)-1)] = chance.randrange(256)
+        elif how==2: del data[at:]
+        elif how==3: del data[at:at+chance.randrange(1, 64)]
+        elif how==4: data[at:at] = chance.randbytes(chance.randrange(1, 64))
+        elif how==5: data[at:at+8] = struct.pack('<Q', chance.choice((0, 2**31, 2**40, 2**63, 2**64-1, n, n-8)))
+        else: data[at:at+chance.randrange(64)] = data[:chance.randrange(64)]
+    return bytes(data)
+
+@contextmanager
+def in_time(seconds=20):
+    "End what hangs."
+    def stop(*args): raise TimeoutError('it hangs')
+    old = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try: yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, old)
+
+def refused(read, path):
+    "Whether a file is refused, by an error that names it; any other error comes through."
+    try: read(path)
+    except ValueError as e:
+        assert path.name in str(e), f'the error does not name the file: {e}'
+        return True
+    return False
+
+def status(field): return int(next(o for o in Path('/proc/self/status').read_text().splitlines() if o.startswith(field)).split()[1])*1024
+
+def peak_of(f):
+    "Bytes that the process held at most while `f` ran, beyond what it held before."
+    Path('/proc/self/clear_refs').write_text('5')
+    before = status('VmRSS')
+    f()
+    return status('VmHWM')-before
+
+def many(tmp_path, name, n, seed=0):
+    make,read = READERS[name]
+    path,chance,count = make(tmp_path/f'{name}.safetensors'),random.Random(seed),0
+    good = path.read_bytes()
+    read(path)
+    for _ in range(n):
+        path.write_bytes(mutate(good, chance))
+        with in_time(): count += refused(read, path)
+    return count,len(good)
+
+@pytest.mark.parametrize('name', READERS)
+def test_mutated_files(tmp_path, name): assert many(tmp_path, name, 60)[0]>10
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', READERS)
+def test_ten_thousand_mutated_files(tmp_path, name, record_property):
+    many(tmp_path, name, 20)
+    found = []
+    grown = peak_of(lambda: found.append(many(tmp_path, name, 10_000, 1)))
+    (count,size), = found
+    record_property('refused', count); record_property('bytes grown', grown); record_property('bytes of the file', size)
+    assert grown<2*size+16*2**20 # pages of the allocator and of the reader's own making
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.binary(max_size=400), name=st.sampled_from(list(READERS)))
+def test_any_bytes(tmp_path, data, name):
+    path = tmp_path/'any.safetensors'
+    path.write_bytes(data)
+    with in_time(): refused(READERS[name][1], path)
+
+def rewrite(path, change):
+    "A file with another header and other tensors, and a checksum that is right."
+    with checkpoint.safe_open(path, 'pt') as f: meta,tensors = f.metadata(),{nm:f.get_tensor(nm).clone() for nm in f.keys()}
+    plain = change(json.loads(meta['state']), tensors)
+    text = plain if isinstance(plain, str) else json.dumps(plain)
+    save_file(tensors, path, meta | dict(state=text, check=checkpoint._checksum(text, tensors)))
+
+def bomb_of_bits(plain, tensors):
+    tensors['x'] = torch.zeros(8, dtype=torch.uint8)
+    return {'dict':{'x':{'tensor':'x', 'shape':[2**40, 2**20]}}}
+def bomb_of_names(plain, tensors):
+    tensors['x'] = torch.zeros(2**20, dtype=torch.uint8)
+    return {'dict':{'x':{'list':[{'tensor':'x', 'shape':[2**23]}]*20_000}}}
+def bomb_of_nothing(plain, tensors):
+    tensors['x'] = torch.zeros(2**40, 0)
+    return {'dict':{'x':{'scalars':{'tensor':'x'}}}}
+def bomb_of_depth(plain, tensors): return '['*100_000
+def bomb_of_digits(plain, tensors): return '{"dict":{"x":'+'9'*100_000+'}}'
+def negative(plain, tensors):
+    tensors['x'] = torch.zeros(1, dtype=torch.uint8)
+    return {'dict':{'x':{'tensor':'x', 'shape':[-1, -8]}}}
+def no_dict(plain, tensors): return {'list':[1, 2]}
+def unknown(plain, tensors): return {'dict':{'x':{'function':'os.system'}}}
+def missing(plain, tensors): return {'dict':{'x':{'tensor':'nowhere'}}}
+def unhashable(plain, tensors): return {'dict':{'x':{'tensor':[]}}}
+def bare(plain, tensors): return [1]
+
+HARMLESS = [bomb_of_names, bomb_of_nothing] # one tensor under many names is one tensor; a list of nothing is empty
+LIES = [bomb_of_bits, bomb_of_names, bomb_of_nothing, bomb_of_depth, bomb_of_digits, negative, no_dict, unknown, missing, unhashable, bare]
+
+@pytest.mark.parametrize('lie', LIES)
+def test_lies_in_the_header(tmp_path, lie):
+    "The checksum is right, and the header is not: little memory, no time, one error."
+    path = write_state(tmp_path/'x.safetensors', dict(a=1))
+    rewrite(path, lie)
+    def read():
+        with in_time():
+            assert refused(read_state, path)==(lie not in HARMLESS)
+    refused(read_state, path)
+    assert peak_of(read)<10*path.stat().st_size+2**24
+
+def claim(length, text, rest=b''): return struct.pack('<Q', length)+text+rest
+
+@pytest.mark.parametrize('data', [
+    claim(2**63, b'{}'), claim(10**8, b'{}'), claim(2, b'{}'), claim(0, b''), b'', b'\x80\x04\x95', claim(8, b'[[[[[[[['),
+    claim(62, b'{"a":{"dtype":"F32","shape":[99999999999],"data_offsets":[0,4]}}'.ljust(62)),
+    claim(70, b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,99999999999999]}}'.ljust(70)),
+    claim(63, b'{"a":{"dtype":"F32","shape":[1,0],"data_offsets":[4,0]},"b":[]}'.ljust(63))])
+def test_headers_that_claim_too_much(tmp_path, data):
+    path = tmp_path/'x.safetensors'
+    path.write_bytes(data)
+    def read():
+        with in_time():
+            assert refused(read_state, path)
+            assert refused(lambda p: load(small_cnn, p), path)
+    read()
+    assert peak_of(read)<2**24
+
+def leaves(o, at=()):
+    "Paths to all values of a state that is ready for JSON."
+    if isinstance(o, dict): return [p for k,v in o.items() for p in leaves(v, (*at, k))] or [at]
+    if isinstance(o, list): return [p for k,v in enumerate(o) for p in leaves(v, (*at, k))] or [at]
+    return [at]
+
+def everything(learn):
+    "What must not change."
+    sizes = [{k:v for k,v in vars(m).items() if isinstance(v, (int, tuple))} for m in learn.model.modules()]
+    return [t.clone() for t in learn.model.state_dict().values()],sizes,learn.opt,[dict(vars(cb)) for cb in learn.cbs],torch.get_rng_state()
+
+def unchanged(a, b):
+    assert all(torch.equal(x, y) for x,y in zip(a[0], b[0], strict=True)) and a[1]==b[1] and a[2] is b[2] and torch.equal(a[4], b[4])
+    assert len(a[3])==len(b[3])
+
+WEIRD = [None, -1, 0, 10**30, 1e308, float('nan'), '', 'x'*1000, True, {'list':[]}, {'dict':{}}, {'tuple':[None]}]
+
+def wrong_states(tmp_path, n, seed):
+    path,chance,wrong = a_checkpoint(tmp_path/'x.safetensors'),random.Random(seed),0
+    good,learn = path.read_bytes(),new_learner()
+    for _ in range(n):
+        path.write_bytes(good)
+        def change(plain, tensors):
+            *up,last = chance.choice(leaves(plain))
+            inner = plain
+            for k in up: inner = inner[k]
+            inner[last] = chance.choice(WEIRD)
+            return plain
+        rewrite(path, change)
+        before = everything(learn)
+        with in_time():
+            try: resume(learn, path)
+            except ValueError as e:
+                wrong += 1
+                assert path.name in str(e)
+                unchanged(everything(learn), before)
+            else: learn = new_learner()
+    return wrong
+
+def test_states_of_wrong_types(tmp_path): assert wrong_states(tmp_path, 30, 0)>3
+
+@pytest.mark.slow
+def test_a_thousand_states_of_wrong_types(tmp_path): assert wrong_states(tmp_path, 1000, 1)>100
+
+def test_nothing_is_run(tmp_path):
+    "A pickle in place of a file is not opened as one."
+    path = tmp_path/'x.safetensors'
+    for data in (pickle.dumps(Bomb()), pickle.dumps({b'data':Bomb(), b'labels':[0]}, protocol=2)):
+        path.write_bytes(data)
+        for _,read in READERS.values(): refused(read, path)
+    torch.save(dict(a=Bomb()), path)
+    for _,read in READERS.values(): refused(read, path)
+    with pytest.raises(Ran): pickle.loads(pickle.dumps(Bomb()))
+
+def test_a_folder_and_a_link_to_nothing(tmp_path):
+    os.symlink(tmp_path/'nowhere', tmp_path/'link.safetensors')
+    for path in (tmp_path, tmp_path/'link.safetensors', tmp_path/'none.safetensors'):
+        with pytest.raises(FileNotFoundError, match=path.name): read_state(path)
+        with pytest.raises(FileNotFoundError, match=path.name): resume(new_learner(), path)
