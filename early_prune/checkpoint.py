@@ -19,7 +19,7 @@ import torch
 from fastai.callback.core import Callback
 from fastai.data.load import DataLoader
 from fastai.learner import Learner, Metric
-from fastai.torch_core import rank_distrib
+from fastai.torch_core import num_distrib, rank_distrib
 from fastcore.basics import GetAttr, patch
 from fastcore.foundation import L
 from safetensors import SafetensorError, safe_open
@@ -473,6 +473,7 @@ def _take_up(self:_Continue):
         for nm,now in (('epochs', self.n_epoch), ('batches an epoch', len(self.dls.train))):
             if now!=(was := state['place'][nm]):
                 raise ValueError(f'{self.path} is of a fit with {was} {nm}, this one {now}: delete it to start anew')
+        if num_distrib()>1: raise NotImplementedError(f'{self.path} cannot be resumed by several processes')
         _load(self.learn, state, self.path)
     self.found = state
 

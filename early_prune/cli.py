@@ -30,6 +30,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from . import __version__
 from .callbacks import distributed
+from .checkpoint import CheckpointCallback
 from .compare import Comparison, Results, Run, conditions, make_learner, train_run
 from .compare import compare as compare_recipes
 from .core import cost
@@ -123,6 +124,8 @@ def train(
     if run.recipe!='dense': recipe(run.recipe, run.sparsity)
     check_device(args.device)
     _check_processes(args)
+    if args.resume and (args.nproc>1 or not args.out):
+        raise ValueError('`--resume` goes on from the checkpoint in `--out`, with one process')
     if args.out: prepare_folder(args.out)
     return _train(run, args) if args.nproc==1 else _train_together(run, args)
 
@@ -132,6 +135,8 @@ def _train(run, args, rank=0, device=None):
     if args.json or not sys.stderr.isatty():
         learn.remove_cbs(learn.cbs.filter(lambda cb: cb.name=='progress'))
         if rank==0: learn.add_cb(PrintEpochs(sys.stderr))
+    if args.out and args.nproc==1:
+        learn.add_cb(CheckpointCallback(Path(args.out)/'checkpoint.safetensors', resume=args.resume))
     with nullcontext() if args.nproc==1 else distributed(learn): record = train_run(learn, part)
     record |= asdict(run) | dict(key=run.key, processes=args.nproc)
     if args.out and rank==0:
@@ -330,7 +335,8 @@ def _train_arguments(sub):
     sub.add_argument('--seed', type=int, default=0, help='seed of weights, order and augmentation')
     sub.add_argument('--device', default=None, help='cpu, cuda, ...; else what fastai finds')
     sub.add_argument('--nproc', type=int, default=1, help='processes that train together, each with a part of a batch')
-    sub.add_argument('--out', default=None, help='folder for weights and record; else nothing is written')
+    sub.add_argument('--out', default=None, help='folder for weights, record and checkpoint; else nothing is written')
+    sub.add_argument('--resume', action='store_true', help='go on from the checkpoint in --out, if there is one')
 
 def _training(sub):
     sub.add_argument('--limit', type=int, default=None, help='training images used, the same number of each class')

@@ -165,11 +165,11 @@ def conditions(
     return dict(device=name, threads=torch.get_num_threads(), python=platform.python_version(), torch=torch.__version__,
                 torchvision=torchvision.__version__, fastai=fastai.__version__)
 
-# %% ../nbs/15_compare.ipynb #d6022601
+# %% ../nbs/15_compare.ipynb #a620a1de
 def _torn(line):
     if not line.startswith('{'): return False
     try: json.loads(line)
-    except json.JSONDecodeError: return True
+    except (ValueError, RecursionError): return True
     return False
 
 class Results:
@@ -182,13 +182,16 @@ class Results:
 
     def _lines(self):
         if not self.path.exists(): return []
-        *lines,last = self.path.read_text(encoding='utf-8').split('\n')
-        if last and not _torn(last): lines.append(last)
-        records = []
-        for i,line in enumerate(lines, 1):
-            try: records.append(json.loads(line))
-            except json.JSONDecodeError as e: raise ValueError(f'`{self.path}` line {i} is not a result: {e}') from None
-        return records
+        *lines,last = self.path.read_bytes().split(b'\n')
+        if last and not _torn(last.decode(errors='replace')): lines.append(last)
+        return [self._record(i, line) for i,line in enumerate(lines, 1)]
+
+    def _record(self, i, line):
+        try: record = json.loads(line.decode())
+        except (ValueError, RecursionError) as e:
+            raise ValueError(f'`{self.path}` line {i} is not a result: {e}') from None
+        if not isinstance(record, dict): raise ValueError(f'`{self.path}` line {i} is not a result, but {line[:20]!r}')
+        return record
 
     def read(self)->list: # One `dict` for each finished run
         "Read all finished runs."

@@ -1,4 +1,5 @@
 "A training that was stopped at any batch and called again ends as if it had not been: weights, masks, metrics, all bits."
+import json
 from functools import partial
 
 import numpy as np
@@ -244,3 +245,19 @@ def test_what_does_not_fit(tmp_path):
     assert all(torch.equal(t, before[k]) for k,t in learn.model.state_dict().items())
     one_cycle(learn, masked['one_cycle']())
     same(learn, trained(tmp_path/'w.safetensors', masked['one_cycle']))
+
+def test_from_the_shell(tmp_path, capsys, monkeypatch):
+    "A training that is stopped in its second epoch, and the same words with `--resume`."
+    from early_prune import cli
+    def run(out, *more):
+        words = 'train --recipe granet --sparsity .9 --arch small_cnn --limit 256 --epochs 3 --json --device cpu --out'
+        assert cli.main([*words.split(), str(tmp_path/out), *more])==0
+        return json.loads(capsys.readouterr().out)
+    whole = run('whole')
+    with monkeypatch.context() as m:
+        m.setattr(cli.PrintEpochs, 'after_batch', lambda self: StopAt.after_batch(self), raising=False)
+        m.setattr(cli.PrintEpochs, 'at', 7, raising=False)
+        with pytest.raises(Stop): run('killed')
+    again = run('killed', '--resume')
+    assert {k:v for k,v in again.items() if 'seconds' not in k}=={k:v for k,v in whole.items() if 'seconds' not in k}
+    assert (tmp_path/'killed'/'model.safetensors').read_bytes()==(tmp_path/'whole'/'model.safetensors').read_bytes()

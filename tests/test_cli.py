@@ -28,7 +28,7 @@ def cli(capsys):
 def test_train_writes_weights_and_record(cli, tmp_path):
     code,out,err = cli('train', '--arch', 'small_cnn', '--epochs', 3, '--sparsity', .9, '--out', tmp_path/'new'/'deep')
     assert code==0 and 'sparsity 0.9000' in out and len(err.splitlines())==4
-    assert sorted(p.name for p in (tmp_path/'new'/'deep').iterdir())==['model.safetensors', 'record.json']
+    assert sorted(p.name for p in (tmp_path/'new'/'deep').iterdir())==['checkpoint.safetensors', 'model.safetensors', 'record.json']
     model = get_model('small_cnn', n_in=1, n_out=10)
     model.load_state_dict(load_file(tmp_path/'new'/'deep'/'model.safetensors'), strict=True)
     record = json.loads((tmp_path/'new'/'deep'/'record.json').read_text())

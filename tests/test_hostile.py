@@ -26,6 +26,7 @@ from early_prune.data import digits, read_cifar_bin, read_cifar_pickle, read_idx
 from early_prune.models import small_cnn
 from early_prune.surgery import load, save
 
+
 class Ran(BaseException): pass
 
 def boom(*args): raise Ran
