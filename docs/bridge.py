@@ -183,6 +183,7 @@ def clean_html(html):
     html = re.sub(r'<(style|script)\b.*?</\1>', '', html, flags=re.S)
     kinds = ' border="1" class="dataframe"', ' class="fastprogress"', r' id="T_\w+"'
     html = re.sub(rf'<table(?:{"|".join(kinds)})?>', '<table class="dataframe">', html)
+    html = re.sub(r' id="T_\w+"', '', html) # a Styler names its cells, and two tables of a page alike
     html = re.sub(r'<tr style="text-align: (?:right|left);">', '<tr>', html)
     html = re.sub(r'<td>(?=[^<]{41,}</td>)', '<td class="prose">', html)
     return re.sub(r'<th>(?=[^<]{41,}</th>)', '<th class="prose">', html).strip()

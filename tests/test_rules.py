@@ -102,3 +102,9 @@ def test_stored_outputs_are_clean():
                 text = json.dumps(out)
                 assert out['output_type']!='error' and out.get('name')!='stderr', nb.name
                 assert not re.search(r'/(home|tmp|root|Users)/|FutureWarning| at 0x[0-9a-f]{6}', text), nb.name
+
+def test_sidebar_names_every_page_once():
+    "`nbs/sidebar.yml` is the path through the book; it is written by hand."
+    listed = re.findall(r'^ *- (\S+\.ipynb)$', (NBS/'sidebar.yml').read_text(), re.M)
+    pages = {p.relative_to(NBS).as_posix() for p in NBS.rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts}
+    assert not pages-set(listed) and len(listed)==len(set(listed))
