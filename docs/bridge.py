@@ -249,13 +249,17 @@ def title_of(fm, path):
     t, n = fm.get('title', page_of(path)), number_of(path)
     return t if n is None or '/' in str(path) else f'{n}. {t}'
 
-METHOD = re.compile(r'<span id="([\w.]+)"></span>(`[^`]+`)')
+METHOD = re.compile(r'<span id="([\w.]+)"></span>(?:\[(`[^`]+`)\]\([^)]*\)|(`[^`]+`))')
 
 def one_anchor_each(cells):
-    "A method that has its own heading keeps its anchor there; its line in the table of methods becomes a link."
+    """A method that has its own heading keeps its anchor there; its line in the table of methods becomes a link.
+
+    The link that nbdev gives to a method is that of a function of the same name, so it is dropped."""
     prose = '\n\n'.join(c['source'] for c in cells if c['cell_type'] == 'markdown')
     heads = {o.lower() for o in re.findall(r'^#+ `([\w.]+)`$', prose, re.M)}
-    def one(m): return f'[{m[2]}](page:#{m[1].lower()})' if m[1].lower() in heads else m[0]
+    def one(m):
+        name = m[2] or m[3]
+        return f'[{name}](page:#{m[1].lower()})' if m[1].lower() in heads else f'<span id="{m[1]}"></span>{name}'
     return [c | {'source': METHOD.sub(one, c['source'])} if c['cell_type'] == 'markdown' else c for c in cells]
 
 LAB = 'http://localhost:8888/lab/tree' # where `make lab` serves the repository

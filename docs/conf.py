@@ -43,10 +43,11 @@ copybutton_selector = 'div.cell_input div.highlight pre, div[class*="highlight-"
 html_theme = 'furo'
 html_static_path = ['_static']
 html_css_files = ['site.css']
+html_js_files = [('site.js', {'defer': 'defer'})]
 html_copy_source = html_show_sourcelink = html_show_sphinx = False
 html_math_renderer = 'katex'
 html_favicon = '_static/favicon.svg'
-pygments_style, pygments_dark_style = 'tango', 'github-dark'
+pygments_style, pygments_dark_style = 'github-light-high-contrast', 'github-dark'
 html_theme_options = {
     'light_css_variables': {'color-brand-primary': '#0b5c8f', 'color-brand-content': '#0b5c8f',
                             'color-highlight-on-target': '#fff3d1'},
@@ -122,6 +123,13 @@ def wide_pictures(app, pagename, templatename, context, doctree):
     if 'body' in context:
         context['body'] = re.sub(r'<img (?!class)([^>]*?src="[^"]*?_images/([^"]+)")', mark, context['body'])
 
+# Barriers -----------------------------------------------------------------------------------------
+
+def heading_levels(app, pagename, templatename, context, doctree):
+    "The captions of the sidebar are headings; say of which level, for screen readers."
+    tree = context.get('furo_navigation_tree', '')
+    context['furo_navigation_tree'] = tree.replace('role="heading"', 'role="heading" aria-level="2"')
+
 # Source pages -------------------------------------------------------------------------------------
 
 def source_pages(app):
@@ -140,5 +148,6 @@ def setup(app):
     app.add_transform(PageLinks)
     app.add_html_math_renderer('katex', (inline_math, None), (display_math, None))
     app.connect('html-page-context', katex_where_needed)
+    app.connect('html-page-context', heading_levels, priority=900) # after furo has made the tree
     app.connect('html-page-context', wide_pictures)
     app.connect('html-collect-pages', source_pages)

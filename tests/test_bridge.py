@@ -148,6 +148,8 @@ def test_a_method_has_one_anchor():
     table = '| <span id="mask.update"></span>`update` | Change. |\n| <span id="mask.keep"></span>`keep` | Keep. |'
     res = prose(md(table), md('### `Mask.update`'))
     assert '[`update`](page:#mask.update)' in res and 'id="mask.keep"' in res
+    linked = prose(md(table.replace('`update`', '[`update`](core.html#update)')), md('### `Mask.update`'))
+    assert '[`update`](page:#mask.update)' in linked and 'core.html' not in linked
 
 def readme(*cells): return to_markdown({'cells':list(cells)}, SITE)
 
