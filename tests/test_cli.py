@@ -124,7 +124,7 @@ def test_report_draws_what_is_there(tmp_path, capsys):
     assert sorted(p.name for p in (tmp_path/'out').iterdir())==['accuracy.png', 'cost.png', 'report.html', 'table.csv']
     assert 'epi' in capsys.readouterr().out
     assert main(['report', str(runs), '--out', str(tmp_path/'out'), '--baseline', 'dense', '--json'])==0
-    assert [r['verdict'] for r in json.loads(capsys.readouterr().out)['table']]==['undecided', 'undecided']
+    assert [r['verdict'] for r in json.loads(capsys.readouterr().out)['table']]==['', 'undecided']
     assert main(['report', str(runs), '--out', str(tmp_path/'other'), '--baseline', 'agp'])==2 and not (tmp_path/'other').exists()
 
 COMPARE = ['compare', 'dense', 'agp', '--sparsity', .5, .9, '--seeds', 2, '--epochs', 1, '--arch', 'small_cnn', '--limit', 200, '--valid', .1, '--baseline', 'dense']
