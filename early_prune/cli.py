@@ -242,9 +242,9 @@ def show_demo(
     result:dict, # Result of `demo`
 )->str:          # Text for a terminal
     "Write the table of the demo for a reader."
-    columns = {'method':'recipe', 'data':'data', 'arch':'arch', 'sparsity':'sparsity', 'accuracy':'accuracy',
-               'spread':'spread', 'reached':'sparsity_reached', 'seconds':'seconds', 'gain':'gain', 'low':'low',
-               'high':'high', 'verdict':'verdict'}
+    columns = {'method':'recipe', 'data':'data', 'arch':'arch', 'sparsity':'sparsity', 'cut after':'at_epoch',
+               'accuracy':'accuracy', 'spread':'spread', 'reached':'sparsity_reached', 'seconds':'seconds',
+               'gain':'gain', 'low':'low', 'high':'high', 'verdict':'verdict'}
     known = set().union(*result['table'])
     columns = {nm:o for nm,o in columns.items() if o in known}
     cells = [list(columns)] + [[r[o] for o in columns.values()] for r in result['table']]

@@ -272,18 +272,18 @@ class Comparison:
         for r in whole: cells.setdefault(tuple(r[nm] for nm in self.by), []).append(r)
         return cells
 
-# %% ../nbs/15_compare.ipynb #02c14683
+# %% ../nbs/15_compare.ipynb #36826b55
 def _label(cell, by=()):
     sparsity,nm,*others = cell
     name = nm if nm=='dense' else f'{nm}, {sparsity:g}'
     says = lambda k,o: f'cut after {o}' if k=='at_epoch' else str(o)
     return ', '.join([name, *(says(k, o) for k,o in zip(by[2:], others) if o is not None)])
 
-def _summary(records):
+def _summary(records, shares):
     values = pd.Series([r['accuracy'] for r in records])
     row = dict(seeds=len({r['seed'] for r in records}), accuracy=values.mean(), spread=values.std(), least=values.min(),
                most=values.max(), sparsity_reached=np.mean([r['sparsity_reached'] for r in records]))
-    if 'training_share' in records[0]: row['training_share'] = np.mean([r['training_share'] for r in records])
+    if shares: row['training_share'] = np.mean([r.get('training_share', 1.) for r in records])
     return row | dict(seconds=np.mean([r['seconds'] for r in records]))
 
 @patch
@@ -291,19 +291,21 @@ def table(self:Comparison,
     baseline:str|None=None, # Recipe to compare with; `None`: no comparison
 )->pd.DataFrame: # One row for each recipe and sparsity: mean and spread over seeds; gain over the baseline
     "Show mean and spread of the accuracy, the sparsity reached, what it cost, and the paired gain over a baseline."
-    cells = self._cells()
-    rows = [dict(zip(self.by, cell)) | _summary(records) for cell,records in cells.items()]
+    cells,shares = self._cells(),any('training_share' in r for r in self.records)
+    rows = [dict(zip(self.by, cell)) | _summary(records, shares) for cell,records in cells.items()]
     if baseline is not None:
         known = {cell[1] for cell in cells}
         if baseline not in known: raise ValueError(f'`baseline` has no finished run: {baseline!r}')
         for row,(cell,records) in zip(rows, cells.items()):
             row |= _gain(records, _rivals(cells, self.by, cell, baseline))
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    return table.astype({'at_epoch':'Int64'}) if 'at_epoch' in table else table
 
 def _rivals(cells, by, cell, baseline):
     free = {'recipe', 'at_epoch'} | ({'sparsity'} if baseline=='dense' else set())
     alike = lambda o: o[1]==baseline and all(a==b for nm,a,b in zip(by, o, cell) if nm not in free)
-    return [r for o,records in cells.items() if alike(o) for r in records if r['at_epoch'] is None]
+    found = [records for o,records in cells.items() if alike(o) and records[0]['at_epoch'] is None]
+    return found[0] if found else []
 
 # %% ../nbs/15_compare.ipynb #6628555e
 @patch
@@ -345,7 +347,7 @@ def verdict(
 def _gain(mine, theirs):
     a,b = ({(r.get('data'), r.get('arch'), r['seed']):r['accuracy'] for r in records} for records in (mine, theirs))
     gains = [a[o]-b[o] for o in a if o in b]
-    if not gains: return dict(gain=float('nan'), low=float('nan'), high=float('nan'), verdict='')
+    if not gains or mine is theirs: return dict(gain=float('nan'), low=float('nan'), high=float('nan'), verdict='')
     low,high = interval(gains)
     return dict(gain=float(np.mean(gains)), low=low, high=high, verdict=verdict(low, high))
 
