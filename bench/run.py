@@ -9,6 +9,7 @@ from pathlib import Path
 
 warnings.filterwarnings('ignore', message='.*torch.jit.script.*')
 
+from checkpoint import SIZE, WRITE, checkpoint  # noqa: E402
 from contenders import EarlyPrune, Fasterai, FasteraiLocal, GraNet, have  # noqa: E402
 from early import AFTER, WATCHED, early  # noqa: E402
 from examples import examples  # noqa: E402
@@ -42,6 +43,7 @@ SECTIONS = {
     'step'   :(step,        lambda: step('resnet8', 8, 2, 16, 1, 0)),
     'training':(full_training, lambda: training('resnet18', 2, 32, (0., .5), 2)),
     'examples':(examples,   lambda: examples(1, 1, 1, 'resnet18', 64)),
+    'checkpoint':(checkpoint, lambda: checkpoint(['tiny'], 1)),
     'memory' :(memory,      lambda: memory('wide', 1)),
     'imports':(imports,     quick_imports)}
 
@@ -76,6 +78,9 @@ def targets(rows):
          _middle(rows, table='early', case='resnet18, 64 images of 32 x 32', what=AFTER.format(.5))),
         ('images a second with masks, share of a plain PyTorch loop', ge, .8, min,
          [1/r for r in _middle(rows, table='step', what=MASKS)]),
+        ('checkpoint, ratio to torch.save', le, 2, max, _middle(rows, table='checkpoint', what=WRITE)),
+        ('size of a checkpoint, ratio to network, optimizer and one bit a weight', le, 1.01, max,
+         _middle(rows, table='checkpoint size', what=SIZE)),
         ('memory, bytes per maskable weight', le, 1, max, [round(r['value'][1], 1) for r in held])]
     sign = {ge:'>=', gt:'>', le:'<=', lt:'<'}
     return [dict(what=what, rule=f'{sign[op]} {limit}', got=pick(got) if got else None, met=op(pick(got), limit) if got else None)

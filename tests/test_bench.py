@@ -190,3 +190,8 @@ def test_examples_run_without_the_peers(bench, no_peers, tmp_path):
     details = {r['case']:r['details']['early_prune'] for r in rows if 'details' in r}
     assert len(details)==3 and all(all(o.get('survives', {}).values()) for o in details.values())
     assert {r['what'] for r in rows}=={'early_prune', 'dense'}
+
+def test_checkpoints(bench, no_peers, tmp_path):
+    "A checkpoint is written and weighed against the numbers in it."
+    rows = _run(bench, tmp_path, 'checkpoint')['rows']
+    assert {row['table'] for row in rows}=={'checkpoint', 'checkpoint size'} and all(row['value'][0]>0 for row in rows)

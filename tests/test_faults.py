@@ -128,9 +128,9 @@ def test_kill(tmp_path, case): assert survive(tmp_path, case, 1, 2)[1]==0
 
 @pytest.mark.slow
 @pytest.mark.parametrize('case', CASES)
-def test_twenty_kills(tmp_path, case, record_property):
+def test_twenty_kills(tmp_path, case):
     hits,differ = survive(tmp_path, case, 5, 4, seed=1)
-    record_property('writes hit', hits)
+    print(f"{case}: 20 kills, {hits} of them within a write, {differ} trainings differ")
     assert differ==0
 
 def trained(path, *cbs, learn=None, every=1):
