@@ -22,6 +22,7 @@ from fastai.torch_core import set_seed
 from early_prune import checkpoint
 from early_prune.callbacks import EarlyPruneCallback
 from early_prune.checkpoint import CheckpointCallback, read_state, write_state
+from early_prune.criteria import rms_magnitude
 from early_prune.data import digits
 from early_prune.dependency import trace
 from early_prune.models import resnet, small_cnn
@@ -36,7 +37,7 @@ def cut_net():
     "A network that was cut before it is trained."
     net,x = resnet(8),torch.zeros(2, 1, 8, 8)
     groups = trace(net, x)
-    cut(net, groups, rank(groups, scores(net, groups), Neurons(.4), net, (x,)))
+    cut(net, groups, rank(groups, scores(net, groups, rms_magnitude), Neurons(.4), net, (x,)))
     return net
 
 def early(): return EarlyPruneCallback(Neurons(.4), trigger=AtEpoch(1), steps=5, burst=BATCHES-1)
