@@ -366,6 +366,10 @@ def test_impossible_budgets_are_refused_before_the_first_batch():
     with pytest.raises(ValueError, match='cannot be met: the least within the limits is'): learn.fit(2, 1e-2, cbs=EarlyPruneCallback(Neurons(.9), floor=.5))
     assert all(torch.equal(before[k], v) for k,v in learn.model.state_dict().items())
 
+@pytest.mark.parametrize('ratio', [0, 1, 50, -.1])
+def test_a_ratio_is_a_share(ratio):
+    with pytest.raises(ValueError, match='`ratio` is the share to remove'): recipe('epi', ratio=ratio)
+
 def test_other_errors():
     with pytest.raises(ValueError, match='`steps`'): EarlyPruneCallback(Neurons(.5), steps=0)
     with pytest.raises(ValueError, match='`burst`'): EarlyPruneCallback(Neurons(.5), burst=1.5)
