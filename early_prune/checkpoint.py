@@ -19,7 +19,7 @@ import torch
 from fastai.callback.core import Callback
 from fastai.data.load import DataLoader
 from fastai.learner import Learner, Metric
-from fastai.torch_core import num_distrib, rank_distrib
+from fastai.torch_core import rank_distrib
 from fastcore.basics import GetAttr, patch
 from fastcore.foundation import L
 from safetensors import SafetensorError, safe_open
@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from .data import ImageDL
 from .dependency import HEADWISE, plain
 from .masks import optimizer_state
-from .surgery import _attributes, _fill, _owned, _replace
+from .surgery import _attributes, _fill, _owned, _replace, rewrap
 
 # %% ../nbs/14_checkpoint.ipynb #d206bc9c
 class _Packer:
@@ -275,10 +275,12 @@ def _(dl:DataLoader, state): dl.rng.setstate(_to_random(state['rng']))
 @load_loader.register
 def _(dl:ImageDL, state): dl.seed,dl.epoch = int(state['seed']),int(state['epoch'])
 
-def _beginning(learn): return dict(chance=_chance(), loaders=[loader_state(dl) for dl in learn.dls.loaders])
+def _wholes(learn): return [getattr(dl, 'dl', dl) for dl in learn.dls.loaders] # without what divides among processes
+
+def _beginning(learn): return dict(chance=_chance(), loaders=[loader_state(dl) for dl in _wholes(learn)])
 
 def _load_beginning(learn, state):
-    for dl,o in zip(learn.dls.loaders, state['loaders'], strict=True): load_loader(dl, o)
+    for dl,o in zip(_wholes(learn), state['loaders'], strict=True): load_loader(dl, o)
     _load_chance(state['chance'])
 
 # %% ../nbs/14_checkpoint.ipynb #b522b136
@@ -371,6 +373,7 @@ def _remembered(learn):
 # %% ../nbs/14_checkpoint.ipynb #b44565ec
 def _set(learn, state):
     _load_network(learn.model, state['network'])
+    learn.model = rewrap(learn.model)
     if state['optimizer'] is not None:
         if learn.opt is None: learn.create_opt()
         _load_optimizer(learn.opt, state['optimizer'])
@@ -473,7 +476,6 @@ def _take_up(self:_Continue):
         for nm,now in (('epochs', self.n_epoch), ('batches an epoch', len(self.dls.train))):
             if now!=(was := state['place'][nm]):
                 raise ValueError(f'{self.path} is of a fit with {was} {nm}, this one {now}: delete it to start anew')
-        if num_distrib()>1: raise NotImplementedError(f'{self.path} cannot be resumed by several processes')
         _load(self.learn, state, self.path)
     self.found = state
 

@@ -12,6 +12,7 @@ from fastai.callback.schedule import ParamScheduler  # noqa: E402, F401
 
 import early_prune.callbacks as callbacks  # noqa: E402
 from early_prune.callbacks import EarlyPruneCallback, SparsifyCallback, distributed  # noqa: E402
+from early_prune.checkpoint import CheckpointCallback  # noqa: E402
 from early_prune.criteria import magnitude  # noqa: E402
 from early_prune.data import digits  # noqa: E402
 from early_prune.dependency import plain  # noqa: E402
@@ -146,6 +147,29 @@ def plain_context():
         learn.fit(1, 1e-2, cbs=[SparsifyCallback(.8), watch])
         accuracies = list(map(float, learn.validate()))
     return dict(epochs=watch.epochs, values=values(learn), validated=accuracies)
+
+class Stop(Callback):
+    run_valid = False
+    def __init__(self, at): self.at = at
+    def after_batch(self):
+        if self.train_iter==self.at: raise KeyboardInterrupt
+
+def resumed():
+    "Whole trainings, and the same interrupted at some batch and called again."
+    def train(make, *cbs):
+        learn,watch = learner(**FEW),Watch()
+        torch.manual_seed(dist.get_rank())
+        try:
+            with distributed(learn), learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(4, 1e-2, cbs=[make(), watch, *cbs])
+        except KeyboardInterrupt: return dist.barrier()
+        return watch.epochs[-1]
+    def pair(nm, make, at):
+        path = Path(sys.argv[1], f'{nm}_{at}.safetensors')
+        train(make, CheckpointCallback(path, every=1), Stop(at))
+        return train(make), train(make, CheckpointCallback(path, every=1, resume=True))
+    cut = lambda: recipe('epi_gradient', ratio=.5, trigger=AtEpoch(1), steps=3, burst=3)
+    return dict(granet=pair('granet', lambda: recipe('granet', .9), 6), before=pair('cut', cut, 3), within=pair('cut', cut, 6),
+                after=pair('cut', cut, 13))
 
 def seeds():
     "Ten seeds of some recipes, for the slow test."

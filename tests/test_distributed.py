@@ -32,7 +32,7 @@ def torchrun(folder, n, *checks, seconds):
 
 @pytest.fixture(scope='module')
 def two(tmp_path_factory):
-    checks = ('primitives', 'all_recipes', 'around_the_cut', 'mismatches', 'alone', 'data', 'plain_context')
+    checks = ('primitives', 'all_recipes', 'around_the_cut', 'mismatches', 'alone', 'data', 'plain_context', 'resumed')
     return torchrun(tmp_path_factory.mktemp('two'), 2, *checks, seconds=300)
 
 def test_one_process_pays_nothing():
@@ -107,6 +107,11 @@ def test_each_process_has_its_part_of_the_images(two):
     a,b = (o['data'] for o in two)
     for x,y in zip(a['epochs'], b['epochs']): assert not set(x) & set(y) and len(x)==len(y)
     assert a['epochs'][0]!=a['epochs'][1] and a['batches']==b['batches']
+
+@pytest.mark.parametrize('when', ['granet', 'before', 'within', 'after'])
+def test_two_processes_go_on_where_they_were(two, when):
+    a,b = (o['resumed'][when] for o in two)
+    assert a==b and a[0]==a[1]
 
 @pytest.mark.slow
 @pytest.mark.parametrize('n', [2, 4])
