@@ -26,6 +26,16 @@ def _free_port():
         s.bind(('127.0.0.1', 0))
         return s.getsockname()[1]
 
+SETTINGS = { # all cells are drawn, so that a progress bar above the screen can be seen; no questions about news
+    '@jupyterlab/notebook-extension/tracker':{'windowingMode':'none'},
+    '@jupyterlab/apputils-extension/notification':{'fetchNews':'false', 'checkForUpdates':False}}
+
+def _write_settings(folder):
+    for nm,values in SETTINGS.items():
+        path = folder/f'{nm}.jupyterlab-settings'
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(values))
+
 def _without_outputs(path):
     nb = json.loads(path.read_text())
     for c in nb['cells']:
@@ -39,10 +49,12 @@ def lab(tmp_path_factory):
     book,token,port = home/'nbs',secrets.token_hex(16),_free_port()
     shutil.copytree(ROOT/'nbs', book, ignore=shutil.ignore_patterns('.ipynb_checkpoints'))
     for path in book.rglob('*.ipynb'): _without_outputs(path)
-    own = {nm:str(home/nm) for nm in ('JUPYTER_CONFIG_DIR', 'JUPYTER_DATA_DIR', 'JUPYTER_RUNTIME_DIR', 'IPYTHONDIR', 'JUPYTERLAB_WORKSPACES_DIR')}
+    folders = 'JUPYTER_CONFIG_DIR', 'JUPYTER_DATA_DIR', 'JUPYTER_RUNTIME_DIR', 'IPYTHONDIR', 'JUPYTERLAB_WORKSPACES_DIR', 'JUPYTERLAB_SETTINGS_DIR'
+    own = {nm:str(home/nm) for nm in folders}
+    _write_settings(home/'JUPYTERLAB_SETTINGS_DIR')
     env = os.environ | own | {'PYTHONPATH':str(ROOT), 'PYDEVD_DISABLE_FILE_VALIDATION':'1'}
     cmd = [sys.executable, '-m', 'jupyterlab', '--no-browser', '--allow-root', '--ip=127.0.0.1', f'--port={port}',
-           f'--IdentityProvider.token={token}', f'--ServerApp.root_dir={book}', '--LabApp.news_url=', '--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate']
+           f'--IdentityProvider.token={token}', f'--ServerApp.root_dir={book}']
     with (home/'log').open('w') as log: server = subprocess.Popen(cmd, env=env, stdout=log, stderr=subprocess.STDOUT)
     try:
         for _ in range(120):
@@ -65,19 +77,30 @@ def browser():
         yield b
         b.close()
 
+STATUS = '.jp-Notebook-ExecutionIndicator[data-status="{}"]'
+
+def _start(page):
+    "Choose *Run All Cells* until the kernel is at work: a menu that opens before the kernel is there does nothing."
+    page.wait_for_selector(STATUS.format('idle'), timeout=180_000)
+    for _ in range(5):
+        page.wait_for_timeout(3000)
+        page.click('.lm-MenuBar-itemLabel:text-is("Run")')
+        page.click('.lm-Menu-itemLabel:text-is("Run All Cells")')
+        for _ in range(40):
+            if page.locator(STATUS.format('busy')).count(): return
+            page.wait_for_timeout(250)
+    pytest.fail('the kernel did not begin')
+
 def _run_all(page, name):
     "Run all cells; whether a progress bar was seen on the way."
-    page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]', timeout=120_000)
-    page.click('.lm-MenuBar-itemLabel:text-is("Run")')
-    page.click('.lm-Menu-itemLabel:text-is("Run All Cells")')
+    _start(page)
     bars,end = 0,time.time()+60*MINUTES
-    page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="busy"]', timeout=60_000)
     while time.time()<end:
         if page.locator('.jp-OutputArea progress').count() and not bars:
             page.locator('.jp-OutputArea progress').first.scroll_into_view_if_needed()
             page.screenshot(path=SHOTS/f'{name}-training.png')
             bars = 1
-        if page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]').count() and not page.locator('.jp-InputPrompt:text-is("[*]:")').count(): return bars
+        if page.locator(STATUS.format('idle')).count() and not page.locator('.jp-InputPrompt:text-is("[*]:")').count(): return bars
         page.wait_for_timeout(300)
     pytest.fail(f'{name} did not end in {MINUTES} minutes')
 
