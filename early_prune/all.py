@@ -1,6 +1,10 @@
 "Everything a notebook needs: fastai's basics and every chapter of early_prune. No module imports this one."
-from fastai.basics import *
-from fastai.callback.all import *
+import warnings
+
+with warnings.catch_warnings():
+    warnings.filterwarnings('ignore', '.*torch.jit.script', FutureWarning) # fastai scripts a function when it is imported
+    from fastai.basics import *
+    from fastai.callback.all import *
 
 from early_prune.core import *
 from early_prune.data import *

@@ -116,12 +116,14 @@ def test_a_tutorial_runs_in_jupyterlab(lab, browser, name):
     page.keyboard.press('Control+s')
     path,end = book/'tutorials'/f'{name}.ipynb',time.time()+60
     while time.time()<end and not any('data' in o for o in _outputs(path)): page.wait_for_timeout(500)
-    for i,image in enumerate(page.locator('.jp-OutputArea img, .jp-OutputArea svg').all()[:4]):
+    for i,image in enumerate(page.locator('.jp-RenderedImage img, .jp-RenderedSVG img').all()[:4]):
         image.scroll_into_view_if_needed()
+        page.wait_for_timeout(300)
         page.screenshot(path=SHOTS/f'{name}-plot-{i}.png')
     page.close()
     outputs = _outputs(path)
     errors = [f'{o["ename"]}: {o["evalue"]}' for o in outputs if o['output_type']=='error']
+    errors += [''.join(o['text']) for o in outputs if o.get('name')=='stderr']
     pictures = [o for o in outputs if any(k.startswith('image/') for k in o.get('data', {}))]
     assert not errors
     assert bars, 'no progress bar was seen'

@@ -1,4 +1,7 @@
 "What a notebook shows: pictures while a network trains, and objects drawn where they are named."
+import subprocess
+import sys
+
 import pytest
 import torch
 from fastai.callback.schedule import Learner
@@ -59,3 +62,7 @@ def test_a_network_with_an_attribute_called_groups_raises_no_warning():
     learn = Learner(digits(limit=128), net, metrics=accuracy)
     with learn.no_bar(), learn.no_logging(): learn.fit(2, cbs=EarlyPruneCallback(Neurons(.3), trigger=AtEpoch(1)))
     assert learn.early_prune.done
+
+def test_the_first_line_of_a_notebook_warns_of_nothing():
+    code = 'import warnings; warnings.simplefilter("error", FutureWarning); import early_prune.all'
+    assert subprocess.run([sys.executable, '-c', code]).returncode==0
