@@ -61,6 +61,7 @@ def a_pickle(path):
     return path
 
 def results(path):
+    path.unlink(missing_ok=True)
     for i in range(3): Results(path).add(dict(key=str(i), accuracy=.5))
     return path
 
