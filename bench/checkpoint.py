@@ -1,5 +1,6 @@
 "What it costs to write a checkpoint, in the middle of a fit, and how large it is."
 import os
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -33,6 +34,10 @@ def _save(tensors, path, sync=False):
         torch.save(tensors, f)
         if sync: f.flush(); os.fsync(f.fileno())
 
+def _flushed(f):
+    os.sync() # what others have written and left to the system is not on this one's bill
+    return f
+
 class Probe(Callback):
     "Writes in turns after the last batch, when masks and optimizer are there."
     order,run_valid = 110,False
@@ -43,7 +48,7 @@ class Probe(Callback):
         tensors,path = _plain(self.learn),self.folder/'x.safetensors'
         fs = {WRITE:lambda: save_checkpoint(self.learn, path), PLAIN:lambda: _save(tensors, self.folder/'x.pth'),
               FORCED:lambda: _save(tensors, self.folder/'x.pth', True)}
-        self.rows += to_rows(in_turns({nm:(lambda f=f: f) for nm,f in fs.items()}, self.n), PLAIN, 'checkpoint', self.case)
+        self.rows += to_rows(in_turns({nm:partial(_flushed, f) for nm,f in fs.items()}, self.n), PLAIN, 'checkpoint', self.case)
         size,least = path.stat().st_size/1e6,_bytes(tensors)/1e6
         self.rows += to_rows({SIZE:[size/1e3], LEAST:[least/1e3]}, LEAST, 'checkpoint size', self.case)
         for row in self.rows[-2:]: row['unit'] = 'MB'
