@@ -23,7 +23,7 @@ from fastai.torch_core import rank_distrib
 from fastcore.basics import GetAttr, patch
 from fastcore.foundation import L
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import _TYPES
 from torch import Tensor, nn
 
 from .data import ImageDL
@@ -105,6 +105,19 @@ def _rotate(path, keep):
     for i in range(keep-1, 0, -1):
         if _older(path, i-1).exists(): os.replace(_older(path, i-1), _older(path, i))
 
+# %% ../nbs/14_checkpoint.ipynb #5a433fd7
+_NAMES = {kind:nm for nm,kind in _TYPES.items()}
+
+def _save_file(tensors, path, meta):
+    header,at = {'__metadata__':meta},0
+    for nm,t in tensors.items():
+        header[nm],at = dict(dtype=_NAMES[t.dtype], shape=list(t.shape), data_offsets=[at, at+t.nbytes]),at+t.nbytes
+    text = json.dumps(header).encode()
+    text += b' '*(-len(text)%8)
+    with open(path, 'wb') as f:
+        f.write(len(text).to_bytes(8, 'little') + text)
+        for t in tensors.values(): f.write(t.reshape(-1).view(torch.uint8).numpy())
+
 # %% ../nbs/14_checkpoint.ipynb #fa12915f
 def _checksum(text, tensors):
     check = zlib.crc32(text.encode())
@@ -124,11 +137,11 @@ def write_state(
     text = json.dumps(packer(state), separators=(',', ':'))
     draft = path.with_name(f'.{path.name}.part')
     try:
-        save_file(packer.tensors, draft, {'format':_FORMAT, 'state':text, 'check':_checksum(text, packer.tensors)})
+        _save_file(packer.tensors, draft, {'format':_FORMAT, 'state':text, 'check':_checksum(text, packer.tensors)})
         _sync(draft)
         _rotate(path, keep)
         os.replace(draft, path)
-    except SafetensorError as e: raise OSError(f'{path} could not be written: {e}') from e
+    except OSError as e: raise OSError(f'{path} could not be written: {e}') from e
     finally: draft.unlink(missing_ok=True)
     if os.name=='posix': _sync(path.parent)
     return path

@@ -162,7 +162,7 @@ def test_the_same_learner_goes_on(tmp_path, whole, event, error):
     assert digest(trained(path, learn=learn, every=3))==whole
 
 def test_ctrl_c_within_a_write(tmp_path, whole, monkeypatch):
-    path,learn,write = tmp_path/'x.safetensors',learner(small_cnn),checkpoint.save_file
+    path,learn,write = tmp_path/'x.safetensors',learner(small_cnn),checkpoint._save_file
     def interrupted(tensors, draft, meta):
         write(tensors, draft, meta)
         os.truncate(draft, 1000)
@@ -171,7 +171,7 @@ def test_ctrl_c_within_a_write(tmp_path, whole, monkeypatch):
         def switch(*args):
             if path.exists() and read_state(path)['place']['train_iter']==9: interrupted(*args)
             write(*args)
-        m.setattr(checkpoint, 'save_file', switch)
+        m.setattr(checkpoint, '_save_file', switch)
         with pytest.raises(KeyboardInterrupt): trained(path, learn=learn)
     assert [o.name for o in tmp_path.iterdir()]==['x.safetensors'] and read_state(path)['place']['train_iter']==9
     assert digest(trained(path, learn=learn))==whole
