@@ -42,7 +42,7 @@ slow: setup
 	$(PY) -m pytest -m slow
 
 test-newest: .venv-newest/.installed
-	.venv-newest/bin/python -m pytest --ignore tests/test_sync.py --ignore tests/test_bridge.py --ignore tests/test_site.py
+	.venv-newest/bin/python -m pytest -m 'not slow' --ignore tests/test_sync.py --ignore tests/test_bridge.py --ignore tests/test_site.py
 .venv-newest/.installed: settings.ini setup.py
 	$(PYTHON) -m venv .venv-newest
 	if command -v uv >/dev/null; then uv pip install -q --compile-bytecode -U -p .venv-newest/bin/python -e . pytest hypothesis; \
