@@ -65,7 +65,7 @@ def _contenders(n_batches):
     return {PLAIN:plain, FASTAI:partial(through_fastai, list), MASKS:partial(through_fastai, masks),
             WATCH:partial(through_fastai, watch)}
 
-def step(name='cifar_resnet18', bs=64, n_batches=4, size=32, n=5, warm=1):
+def step(name='cifar_resnet18', bs=32, n_batches=3, size=32, n=3, warm=1):
     "Seconds of a pass over the same batches, in turns; the first epoch of each fit does not count."
     dls,contenders,shuffled = loaders(bs, n_batches, size),_contenders(n_batches),random.Random(0)
     times = {nm:[] for nm in contenders}
