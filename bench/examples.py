@@ -192,8 +192,7 @@ def cuts(n, name, size, folder):
 # A whole training ------------------------------------------------------------------------------------
 
 def child(name, seed, epochs):
-    "Train in this process: accuracy, seconds, what is left of the network, peak memory."
-    import resource
+    "Train in this process: accuracy, seconds, what is left of the network."
     learn = make(seed)
     dense = cost(learn.model, learn.dls.one_batch()[0][:1].as_subclass(torch.Tensor))
     start = perf_counter()
@@ -201,7 +200,7 @@ def child(name, seed, epochs):
     took = perf_counter()-start
     left = cost(learn.model, learn.dls.one_batch()[0][:1].as_subclass(torch.Tensor))
     return dict(accuracy=learn.recorder.values[-1][2], seconds=took, params_left=left.params/dense.params,
-                flops_left=left.flops/dense.flops, peak_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024)
+                flops_left=left.flops/dense.flops)
 
 def whole(seeds, epochs):
     "Half of the channels gone while training goes on: each run in a process of its own."

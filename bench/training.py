@@ -1,6 +1,5 @@
 "What a cut saves of a whole training: images a second and peak memory of ResNet-50, dense and after cuts."
 import json
-import resource
 import subprocess
 import sys
 from time import perf_counter
@@ -8,6 +7,7 @@ from time import perf_counter
 import torch
 import torch.nn.functional as F
 from measure import child_env, device, spread, sync
+from memory import _status
 from nets import build
 
 from early_prune.criteria import rms_magnitude
@@ -24,7 +24,7 @@ def child(name, bs, size, ratio, n):
     cuda = device().type=='cuda'
     if cuda: torch.cuda.reset_peak_memory_stats()
     took = [_step(net, x, y, optimizer) for _ in range(n+2)][2:]
-    peak = torch.cuda.max_memory_allocated()/1e6 if cuda else _rss()
+    peak = torch.cuda.max_memory_allocated()/1e6 if cuda else _status('VmHWM')/1e6
     return dict(seconds=took, left=left, peak=peak, params=sum(p.numel() for p in net.parameters()))
 
 def _cut(net, x, ratio, optimizer):
@@ -34,8 +34,6 @@ def _cut(net, x, ratio, optimizer):
     left = count(groups.stay(keep))/count(groups.stay({}))
     cut(net, groups, keep, optimizer)
     return left
-
-def _rss(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*1024/1e6
 
 def _step(net, x, y, optimizer):
     start = perf_counter()
