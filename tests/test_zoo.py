@@ -19,7 +19,7 @@ def check(r):
     "What holds for every network of torchvision."
     assert 'failed' not in r, r['failed']
     assert r['trains'] and r['round_trip'] and r['ok']
-    assert r.get('error_exact', r['error'])<BOUND, 'the law fails in exact groups'
+    assert r.get('difference_exact', r['difference'])<BOUND, 'the law fails in exact groups'
     assert r['effect']>.05, 'masking changes nothing: this network does not test the law'
     assert .2<r['left']<.9
     if r['family'] not in ATTENTION: assert r['cuttable']>=.85, r['fixed_share']
@@ -53,11 +53,11 @@ def test_a_broken_law_is_seen(monkeypatch):
     "Were masking to do nothing, or `load` to give other numbers, the record would say so."
     monkeypatch.setattr(zoo, 'silence', lambda model, groups, keep: model)
     r = visit(ENTRY)
-    assert r['error']>BOUND and not r['ok']
+    assert r['difference']>BOUND and not r['ok']
     monkeypatch.undo()
     monkeypatch.setattr(zoo, 'load', lambda build, path: shrink_to(build(), path).requires_grad_(False).apply(_nudge).eval())
     r = visit(ENTRY)
-    assert r['error']<BOUND and not r['round_trip'] and not r['ok']
+    assert r['difference']<BOUND and not r['round_trip'] and not r['ok']
 
 def _nudge(m):
     if isinstance(m, nn.Linear): m.bias[0] = m.bias[0]*1.0001
@@ -100,7 +100,7 @@ def test_page_shows_the_file():
     "The table of the page is made from the stored file: every network, with the numbers that the file has."
     rows = dict(re.findall(r'<th>([^<]+)</th>\s*(.*?)</tr>', _outputs('zoo.ipynb'), re.S))
     for nm,r in STORED.items():
-        if 'error' not in r: continue
+        if 'difference' not in r: continue
         cells = re.findall(r'<td>([^<]*)</td>', rows[nm])
-        want = f'{r["params"]/1e6:.1f}',str(r['groups']),f'{r["cuttable"]:.1%}',f'{r["error"]:.0e}',f'{r["left"]:.2f}'
+        want = f'{r["params"]/1e6:.1f}',str(r['groups']),f'{r["cuttable"]:.1%}',f'{r["difference"]:.0e}',f'{r["left"]:.2f}'
         assert set(want)<=set(cells), f'{nm}: the page is older than the file'

@@ -247,15 +247,15 @@ def visit(entry, seed=0):
         keep = rank(groups, scores(model, groups, rms_magnitude), Neurons(RATIO), per_group=True)
         step = 'cut of the exact groups'
         exact = {g.name:keep[g.name] for g in groups if g.exact}
-        if groups.inexact and exact: r['error_exact'] = law(entry, deepcopy(model), groups, exact, x)[2]
+        if groups.inexact and exact: r['difference_exact'] = law(entry, deepcopy(model), groups, exact, x)[2]
         step = 'cut'
         small,seconds,error,effect = law(entry, model, groups, keep, x)
-        r |= dict(cut_s=seconds, error=error, effect=effect, left=sum(p.numel() for p in model.parameters())/n)
+        r |= dict(cut_s=seconds, difference=error, effect=effect, left=sum(p.numel() for p in model.parameters())/n)
         step = 'backward'
         r['trains'] = trains(entry, model, x)
         step = 'round trip'
         r['round_trip'] = round_trip(entry, model, small, x)
-        r['ok'] = r['trains'] and r['round_trip'] and (r.get('error_exact', 0) if r['inexact'] else error)<BOUND
+        r['ok'] = r['trains'] and r['round_trip'] and (r.get('difference_exact', 0) if r['inexact'] else error)<BOUND
     except (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError, AssertionError, NotImplementedError) as e:
         r['failed'] = f'{step}: {type(e).__name__}: {(str(e).splitlines() or [""])[0][:300]}'
     if entry.kind=='timm': r['timm'] = version('timm')
@@ -269,7 +269,7 @@ def line(r):
     "A record as a line for a terminal."
     if 'failed' in r: return f'{r["name"]:38} FAILED {r["failed"]}'
     return (f'{r["name"]:38} {"ok  " if r["ok"] else "BAD "} {r["params"]/1e6:7.1f} M  trace {r["trace_s"]:6.2f} s  cut {1e3*r["cut_s"]:6.0f} ms  '
-            f'{r["groups"]:4} groups  cuttable {r["cuttable"]:6.1%}  law {r["error"]:.1e} of {r["effect"]:.1e}  '
+            f'{r["groups"]:4} groups  cuttable {r["cuttable"]:6.1%}  law {r["difference"]:.1e} of {r["effect"]:.1e}  '
             f'inexact {r["inexact"]:3}  left {r["left"]:.2f}')
 
 def main(argv=None):
