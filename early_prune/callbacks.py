@@ -373,7 +373,7 @@ class EarlyPruneCallback(_Together):
         back = [] if self.regrowth is None else [f'regrowth by {self.regrowth.name}']
         return f'EarlyPruneCallback({", ".join([str(self.budget), str(self.trigger), *soft, *back])})'
 
-    def __setattr__(self, name, value): # no warning of fastai where a network has an attribute of this name, `groups` say
+    def __setattr__(self, name, value): # no warning where a network has an attribute of this name
         object.__setattr__(self, name, value)
 
 # %% ../nbs/12_callbacks.ipynb #0049bd7c
