@@ -269,7 +269,8 @@ def _read(path):
     path = Path(path)
     if not path.is_file(): raise FileNotFoundError(f'`path` is no file: {path}')
     try:
-        with safe_open(path, 'pt') as f: meta,tensors = f.metadata() or {},{nm:f.get_tensor(nm) for nm in f.keys()}
+        with safe_open(path, 'pt') as f: # a clone lies where torch aligns it: the same kernels, the same last bits
+            meta,tensors = f.metadata() or {},{nm:f.get_tensor(nm).clone() for nm in f.keys()}
         header = json.loads(meta.get('early_prune', ''))
     except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as e:
         raise ValueError(f'{path} is no network saved by early_prune, or it is damaged: {e}') from e
