@@ -94,7 +94,7 @@ class _Unpacker:
 # %% ../nbs/14_checkpoint.ipynb #604ba7df
 _FORMAT = 'early_prune checkpoint 1'
 
-def _sync(path):
+def _sync_folder(path):
     fd = os.open(path, os.O_RDONLY)
     try: os.fsync(fd)
     finally: os.close(fd)
@@ -105,28 +105,37 @@ def _rotate(path, keep):
     for i in range(keep-1, 0, -1):
         if _older(path, i-1).exists(): os.replace(_older(path, i-1), _older(path, i))
 
-# %% ../nbs/14_checkpoint.ipynb #5a433fd7
-_NAMES = {kind:nm for nm,kind in _TYPES.items()}
+# %% ../nbs/14_checkpoint.ipynb #d5e0af7d
+_NAMES,_PIECE = {kind:nm for nm,kind in _TYPES.items()},2**19
 
-def _save_file(tensors, path, meta):
+def _header(tensors, meta):
     header,at = {'__metadata__':meta},0
-    for nm,t in tensors.items():
+    for nm,t in sorted(tensors.items()):
         header[nm],at = dict(dtype=_NAMES[t.dtype], shape=list(t.shape), data_offsets=[at, at+t.nbytes]),at+t.nbytes
     text = json.dumps(header).encode()
     text += b' '*(-len(text)%8)
+    return len(text).to_bytes(8, 'little') + text
+
+def _checksum(text, tensors, write=lambda piece: None):
+    check = zlib.crc32(text.encode())
+    for nm,t in sorted(tensors.items()):
+        check = zlib.crc32(f'{nm} {t.dtype} {list(t.shape)}'.encode(), check)
+        numbers = t.reshape(-1).view(torch.uint8).numpy()
+        for i in range(0, len(numbers), _PIECE):
+            check = zlib.crc32(piece := numbers[i:i+_PIECE], check)
+            write(piece)
+    return f'{check:08x}'
+
+def _save_file(tensors, path, meta):
     with open(path, 'wb') as f:
-        f.write(len(text).to_bytes(8, 'little') + text)
-        for t in tensors.values(): f.write(t.reshape(-1).view(torch.uint8).numpy())
+        f.write(_header(tensors, meta | dict(check='0'*8)))
+        check = _checksum(meta['state'], tensors, f.write)
+        f.seek(0)
+        f.write(_header(tensors, meta | dict(check=check)))
+        f.flush()
+        os.fsync(f.fileno())
 
 # %% ../nbs/14_checkpoint.ipynb #fa12915f
-def _checksum(text, tensors):
-    check = zlib.crc32(text.encode())
-    for nm in sorted(tensors):
-        t = tensors[nm]
-        check = zlib.crc32(f'{nm} {t.dtype} {list(t.shape)}'.encode(), check)
-        if t.numel(): check = zlib.crc32(t.reshape(-1).view(torch.uint8).numpy(), check)
-    return str(check)
-
 def write_state(
     path:str|Path, # File to write, `.safetensors`
     state:dict,    # Numbers, text, tensors, and lists, tuples and dicts of them
@@ -137,13 +146,12 @@ def write_state(
     text = json.dumps(packer(state), separators=(',', ':'))
     draft = path.with_name(f'.{path.name}.part')
     try:
-        _save_file(packer.tensors, draft, {'format':_FORMAT, 'state':text, 'check':_checksum(text, packer.tensors)})
-        _sync(draft)
+        _save_file(packer.tensors, draft, dict(format=_FORMAT, state=text))
         _rotate(path, keep)
         os.replace(draft, path)
     except OSError as e: raise OSError(f'{path} could not be written: {e}') from e
     finally: draft.unlink(missing_ok=True)
-    if os.name=='posix': _sync(path.parent)
+    if os.name=='posix': _sync_folder(path.parent)
     return path
 
 # %% ../nbs/14_checkpoint.ipynb #16bbec92
