@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from measure import child_env, device, spread, sync
 from memory import _status
 from nets import build
+from torch.profiler import ProfilerActivity, profile
 
 from early_prune.criteria import rms_magnitude
 from early_prune.dependency import trace
@@ -25,7 +26,18 @@ def child(name, bs, size, ratio, n):
     if cuda: torch.cuda.reset_peak_memory_stats()
     took = [_step(net, x, y, optimizer) for _ in range(n+2)][2:]
     peak = torch.cuda.max_memory_allocated()/1e6 if cuda else _status('VmHWM')/1e6
-    return dict(seconds=took, left=left, peak=peak, params=sum(p.numel() for p in net.parameters()))
+    return dict(seconds=took, left=left, peak=peak, params=sum(p.numel() for p in net.parameters()),
+                parts=_parts(lambda: _step(net, x, y, optimizer)))
+
+def _parts(step):
+    "Milliseconds of one step by kind of operator; the profiler is on, so that their sum is more than a step."
+    on = ProfilerActivity.CUDA if device().type=='cuda' else ProfilerActivity.CPU
+    with profile(activities={ProfilerActivity.CPU, on}) as p: step()
+    kinds,parts = dict(convolutions='conv', norms='batch_norm'),dict(convolutions=0, norms=0, rest=0)
+    for e in p.key_averages():
+        kind = next((k for k,part in kinds.items() if part in e.key), 'rest')
+        parts[kind] += (e.self_device_time_total if on==ProfilerActivity.CUDA else e.self_cpu_time_total)/1e3
+    return parts
 
 def _cut(net, x, ratio, optimizer):
     groups = trace(net, x)
@@ -44,7 +56,7 @@ def _step(net, x, y, optimizer):
     return perf_counter()-start
 
 def training(name='resnet50', bs=4, size=224, ratios=(0., .1, .3, .5, .7), n=5):
-    "Rows of images a second and of peak memory, each case in a process of its own; the ratio is to the dense network."
+    "Rows of images a second, peak memory and kinds of operators, each case in a process of its own; the ratio is to the dense network."
     got = {}
     for ratio in ratios:
         cmd = [sys.executable, '-W', 'ignore', __file__, name, *map(str, (bs, size, ratio, n))]
@@ -60,6 +72,8 @@ def training(name='resnet50', bs=4, size=224, ratios=(0., .1, .3, .5, .7), n=5):
                          ratio=spread([slow/s for s in o['seconds']]), **more))
         rows.append(dict(case=f'{case}, peak memory', unit='MB', value=spread([o['peak']]), rounds=1,
                          ratio=spread([o['peak']/dense['peak']]), **more))
+        rows += [dict(case=f'{case}, {kind}', unit='ms', value=spread([ms]), rounds=1,
+                      ratio=spread([ms/dense['parts'][kind]]), **more) for kind,ms in o['parts'].items()]
     return rows
 
 if __name__=='__main__':

@@ -182,7 +182,8 @@ def test_training_steps_run(bench, no_peers, tmp_path):
     rows = _run(bench, tmp_path, 'step', 'training')['rows']
     assert {r['what'] for r in rows if r['table']=='step'}=={step.PLAIN, step.FASTAI, step.MASKS, step.WATCH}
     trained = [r for r in rows if r['table']=='training']
-    assert [r['flops_left']<=.51 for r in trained]==[False, False, True, True] and all(r['value'][0]>0 for r in trained)
+    assert [r['unit'] for r in trained]==2*['images/s', 'MB', 'ms', 'ms', 'ms'] and all(r['value'][0]>0 for r in trained)
+    assert [r['flops_left']<=.51 for r in trained]==5*[False]+5*[True]
 
 def test_examples_run_without_the_peers(bench, no_peers, tmp_path):
     "Our side of the neighbours' examples: everything survives a cut and a sparse training."
