@@ -111,17 +111,30 @@ def katex_where_needed(app, pagename, templatename, context, doctree):
 
 # Pictures -----------------------------------------------------------------------------------------
 
+def shape_of(path):
+    "Width and height of a picture, or `None` where its first bytes do not tell."
+    head = path.read_bytes()[:1500]
+    if path.suffix == '.png': return struct.unpack('>II', head[16:24])
+    size = path.suffix == '.svg' and re.search(rb'viewBox="[\d.]+ [\d.]+ ([\d.]+) ([\d.]+)"', head)
+    return (float(size[1]), float(size[2])) if size else None
+
 def wide_pictures(app, pagename, templatename, context, doctree):
-    "Pictures more than twice as wide as high get the class `wide`: on a phone they scroll instead of shrinking."
-    files = {name: Path(app.srcdir)/src for src, name in app.builder.images.items()}
-    def is_wide(name):
-        file = files.get(name)
-        if file is None or file.suffix != '.png': return False
-        width, height = struct.unpack('>II', file.read_bytes()[16:24])
-        return width > 2*height
+    "Pictures much wider than high get the class `wide`: on a phone they scroll instead of shrinking."
+    shapes = {name: shape_of(Path(app.srcdir)/src) for src, name in app.builder.images.items()}
+    def is_wide(name): return bool(o := shapes.get(name)) and o[0] > 1.8*o[1]
     def mark(m): return f'<img class="wide" {m[1]}' if is_wide(m[2]) else m[0]
     if 'body' in context:
         context['body'] = re.sub(r'<img (?!class)([^>]*?src="[^"]*?_images/([^"]+)")', mark, context['body'])
+
+# Code ---------------------------------------------------------------------------------------------
+
+CODE = re.compile(r'(<div class="highlight-(?!myst-ansi)[\w-]+ notranslate"><div class="highlight"><pre>)(.*?)\n?(</pre>)', re.S)
+
+def hanging_lines(app, pagename, templatename, context, doctree):
+    "Each line of code is an element, so that a long one goes on below, indented, and nothing is out of sight."
+    def line(o): return f'<span class="line">{o}</span>'
+    def one(m): return m[1] + '\n'.join(map(line, m[2].removeprefix('<span></span>').split('\n'))) + '\n' + m[3]
+    if 'body' in context: context['body'] = CODE.sub(one, context['body'])
 
 # Barriers -----------------------------------------------------------------------------------------
 
@@ -150,4 +163,5 @@ def setup(app):
     app.connect('html-page-context', katex_where_needed)
     app.connect('html-page-context', heading_levels, priority=900) # after furo has made the tree
     app.connect('html-page-context', wide_pictures)
+    app.connect('html-page-context', hanging_lines)
     app.connect('html-collect-pages', source_pages)
