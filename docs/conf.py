@@ -128,7 +128,8 @@ def wide_pictures(app, pagename, templatename, context, doctree):
 
 # Code ---------------------------------------------------------------------------------------------
 
-CODE = re.compile(r'(<div class="highlight-(?!myst-ansi)[\w-]+ notranslate"><div class="highlight"><pre>)(.*?)\n?(</pre>)', re.S)
+CODE = re.compile(r'(<div class="highlight-(?!myst-ansi)[\w-]+ notranslate"><div class="highlight"><pre>)'
+                  r'(.*?)\n?(</pre>)', re.S)
 
 def hanging_lines(app, pagename, templatename, context, doctree):
     "Each line of code is an element, so that a long one goes on below, indented, and nothing is out of sight."
