@@ -69,8 +69,10 @@ def _mend_fastai():
     if not torch.cuda.is_available(): DistributedDL._broadcast = _broadcast
 
 def _example(dls):
-    dl = dls.valid if len(dls.valid) else dls.train
-    return getattr(dl, 'dl', dl).one_batch()[:dls.n_inp] # of a part, `one_batch` fails: take it from the whole
+    part = dls.valid if len(dls.valid) else dls.train
+    dl = getattr(part, 'dl', part) # of the part of a process, `one_batch` fails: take it from the whole
+    batch = tuple(dl.one_batch() if hasattr(dl, 'one_batch') else next(iter(dl)))
+    return batch[:getattr(dls, 'n_inp', max(len(batch)-1, 1))] # as `Learner` divides a batch
 
 class _Together(Callback):
     @property
@@ -350,6 +352,7 @@ class EarlyPruneCallback(_Together):
         schedule:Schedule|None=None,      # Curve on which neurons fall silent before the cut; `None`: none does
         regrowth:Regrowth|None=None,      # Which silent neurons come back; with it `schedule` is `gradual` by default
         every:int|float=.016,             # Batches (int) or share of the training (float) between updates of these
+        real:bool=False,                  # Trace with numbers, for networks whose course depends on values
         **limits,                         # `floor`, `round_to`, `ignore`, `per_group` of `Limits`
     ):
         if steps<1: raise ValueError(f'`steps` is at least 1, got {steps}')
@@ -363,7 +366,7 @@ class EarlyPruneCallback(_Together):
         self.trigger = EPI(TAU_GRADIENT if gradient else TAU_MAGNITUDE) if trigger is None else trigger
         self.budget,self.steps,self.burst,self.physical,self.limits = budget,steps,burst,physical,Limits(**limits)
         self.schedule = gradual if regrowth is not None and schedule is None else schedule
-        self.regrowth,self.every,self.begun,self.reached = regrowth,_interval(every),0.,0.
+        self.regrowth,self.every,self.real,self.begun,self.reached = regrowth,_interval(every),real,0.,0.
         self.updates,self.record,self.mute,self.promise,self.found,self.holds = [],[],None,None,None,True
         self.groups,self.stay,self.previous,self.cut_at = None,None,None,None
         self.history,self.due,self.costs,self.done,self.flops = [],[],[],False,float('nan')
@@ -415,7 +418,8 @@ def _of_network(groups, model):
 @patch
 def _begin(self:EarlyPruneCallback):
     self.inputs = self._two_images()
-    self.groups,self.stay,self.history,self.due,self.done = trace(self.model, *self.inputs),None,[],[],False
+    self.groups,self.stay = trace(self.model, *self.inputs, real=self.real),None
+    self.history,self.due,self.done = [],[],False
     self.mute,self.record,self.reached = None,[],0.
     if not len(self.groups): raise ValueError('No neuron can be cut: `trace(model, x).why_fixed()` says why')
     self._respect(self.limits.floors(self.groups))

@@ -685,6 +685,7 @@ class Groups:
     headwise:tuple=()  # Attention layers that need sizes of their own after a cut
     past:dict=None     # `{group name: indices}` in the network that was traced, after a cut
     read:tuple=()      # The `(tensor, dimension)` whose slices read neurons, such as the columns of the next layer
+    real:bool=False    # Traced with numbers, and to be run with numbers, because its course depends on values
 
     def __repr__(self): return f'Groups({len(self)} groups, {self.n_neurons} neurons, {len(self.fixed)} places fixed)'
     def __len__(self): return int(self.group_of[-1])+1 if len(self.group_of) else 0
@@ -937,7 +938,7 @@ def renumber(self:Groups,
     slots = {p:o for p,o in slots.items() if (o>=0).any()}
     made,read = (tuple(p for p in o if p in slots) for o in (self.made, self.read))
     past = None if fix is not None else self._past(stay)
-    return Groups(slots, group_of, sizes, fixed, inexact, made, self.headwise, past, read)
+    return Groups(slots, group_of, sizes, fixed, inexact, made, self.headwise, past, read, self.real)
 
 @patch
 def _past(self:Groups, stay):
@@ -1051,7 +1052,8 @@ def _collect(model, dyes, places, starts):
     read = tuple(o for o in read if o not in made)
     swap = tuple(nm for nm,m in model.named_modules()
                  if _can_be_headwise(m) and any(t.startswith(f'{nm}.'.lstrip('.')) for t,_ in slots))
-    groups = Groups(slots, group_of, _sizes(dyes, labels, number), fixed, inexact, made, swap, read=read)
+    sizes = _sizes(dyes, labels, number)
+    groups = Groups(slots, group_of, sizes, fixed, inexact, made, swap, read=read, real=dyes.real)
     alone = np.flatnonzero(np.bincount(group_of, minlength=len(groups))==1)
     alone = {int(g):'all of it is one neuron' for g in alone}
     return groups.renumber(~np.isin(group_of, list(alone)), alone) if alone else groups

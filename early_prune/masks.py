@@ -237,6 +237,9 @@ class Masks:
         if not found: raise ValueError(f'{type(model).__name__} has no prunable layer')
         if not 0<=floor or (isinstance(floor, float) and floor>=1):
             raise ValueError(f'`floor` is a number of units or a share in [0, 1), got {floor}')
+        if not isinstance(granularity, Granularity):
+            known = ', '.join(sorted(GRANULARITIES))
+            raise TypeError(f'`granularity` is one of `GRANULARITIES` ({known}), got {granularity!r}')
         turned = prunable(model, _ConvTransposeNd) if granularity.dims==1 else () # their filters are dimension 1
         self.params = {nm:p for nm,p in found.items() if granularity.fits(p) and nm not in turned}
         self.skipped = [nm for nm in found if nm not in self.params]

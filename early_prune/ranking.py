@@ -275,9 +275,10 @@ class Flops(Neurons):
     def meter(self, groups, model, inputs):
         "Return a function from who stays to FLOPs."
         _needed('Flops', model, inputs)
-        model,inputs = plain(model),tree_map_only(Tensor, lambda t: torch.empty_like(t, device='meta'), tuple(inputs))
+        model,inputs = plain(model),tuple(inputs)
+        if not groups.real: inputs = tree_map_only(Tensor, lambda t: torch.empty_like(t, device='meta'), inputs)
         def _count(stay):
-            resized = groups.resized(model, np.append(stay, True))
+            resized = groups.resized(model, np.append(stay, True), groups.real)
             with resized as tensors, evaluating(model), headwise(model), torch.no_grad():
                 with FlopCounterMode(display=False) as counter: call_with(model, tensors, *inputs)
             return counter.get_total_flops()

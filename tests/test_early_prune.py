@@ -20,6 +20,7 @@ from early_prune.callbacks import EarlyPruneCallback, SparsifyCallback
 from early_prune.criteria import rms_magnitude
 from early_prune.data import digits
 from early_prune.dependency import trace
+from early_prune.masks import by_filter
 from early_prune.models import resnet
 from early_prune.ranking import Averaged, Flops, Neurons, Params, bn_scale, taylor_bn, taylor_fo
 from early_prune.recipes import recipe
@@ -378,3 +379,41 @@ def test_other_errors():
     with pytest.raises(ValueError, match='No neuron'): learn.fit(1, 1e-2, cbs=early())
     learn = learner(net=lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10)))
     with pytest.raises(ValueError, match='batch norm in every group'): learn.fit(1, 1e-2, cbs=early(criterion=taylor_bn))
+
+# ---- other loaders and other networks than those of images
+
+def _loaders(kind):
+    from fastai.data.core import DataLoaders
+    from fastai.data.load import DataLoader
+    from torch.utils.data import DataLoader as TorchLoader
+    set_seed(0, reproducible=True)
+    data = [(torch.randn(1, 8, 8), torch.tensor(i%2)) for i in range(32)]
+    make = {'fastai':DataLoader, 'torch':TorchLoader}[kind]
+    return DataLoaders(make(data, shuffle=True, batch_size=8) if kind=='torch' else make(data, shuffle=True, bs=8), make(data, 8))
+
+@pytest.mark.parametrize('kind', ['fastai', 'torch'])
+@pytest.mark.parametrize('make', [early, lambda: recipe('granet_neurons', .5), lambda: SparsifyCallback(.5, granularity=by_filter)])
+def test_plain_loaders(kind, make):
+    "Loaders that do not say how many inputs a batch has, as `Learner` takes them."
+    net = nn.Sequential(nn.Conv2d(1, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Flatten(), nn.Linear(16*36, 2))
+    learn = Learner(_loaders(kind), net, nn.CrossEntropyLoss())
+    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(5, 1e-2, cbs=make())
+    assert learn.recorder.values[-1][0]==learn.recorder.values[-1][0]
+    live = net[0].weight.abs().sum((1, 2, 3))>0
+    assert live.sum()==8
+
+class Undecided(nn.Module):
+    "A network whose course depends on values."
+    def __init__(self):
+        super().__init__()
+        self.a,self.b,self.c = nn.Linear(64, 32),nn.Linear(32, 32),nn.Linear(32, 10)
+    def forward(self, x):
+        x = self.a(x.flatten(1)).relu()
+        return self.c(self.b(x).relu() if x.mean().item()>=0 else x)
+
+def test_a_course_that_depends_on_values():
+    "Traced with numbers, it is cut; without, the error says how."
+    with pytest.raises(ValueError, match='real=True'): learner(net=Undecided).fit(1, cbs=early())
+    learn = learner(net=Undecided)
+    learn.fit(3, 1e-2, cbs=early(real=True))
+    assert learn.early_prune.done and learn.model.a.out_features+learn.model.b.out_features==32

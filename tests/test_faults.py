@@ -239,7 +239,7 @@ class Items:
 
 @pytest.mark.slow
 def test_a_worker_that_dies(tmp_path, capfd):
-    "The error of the loader, which a signal raises wherever the process is, ends it; called again, it goes on, with workers too."
+    "The error, of the loader or of the pipe to the worker, ends the process wherever it is; called again, it goes on."
     flag,dls = tmp_path/'flag',digits(limit=128, valid_limit=32)
     def fit(name):
         set_seed(0, reproducible=True)
@@ -254,6 +254,7 @@ def test_a_worker_that_dies(tmp_path, capfd):
     dying = get_context('fork').Process(target=fit, args=['x.safetensors'])
     dying.start()
     dying.join(100)
-    assert dying.exitcode==1 and 'DataLoader worker' in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert dying.exitcode==1 and ('DataLoader worker' in said or 'ConnectionResetError' in said)
     flag.unlink()
     assert fit('x.safetensors')==want

@@ -245,6 +245,9 @@ def test_gradients_of_all_weights_can_bring_weights_back():
     assert new.sum()==10 and model.weight.grad[new].min()>model.weight.grad[~masks['weight']].max()
     assert not model.weight.detach()[new].any()
 
+def test_a_granularity_by_name_is_refused():
+    with pytest.raises(TypeError, match="2:4, filter, kernel, weight.*got 'filter'"): Masks(net(), 'filter')
+
 @pytest.mark.parametrize('bad,error', [(1., 'fraction'), (-.1, 'fraction'), (90, 'write 0.9 for 90 %'), (float('nan'), 'fraction'), ('.9', 'number'), (True, 'number')])
 def test_bad_sparsity(bad, error):
     with pytest.raises((ValueError, TypeError), match=error): Masks(net()).update(magnitude, bad)

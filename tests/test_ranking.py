@@ -236,3 +236,24 @@ def test_other_errors():
     with pytest.raises(ValueError, match='`scores` has 3'): rank(groups50, torch.ones(3), Neurons(.5))
     with pytest.raises(ValueError, match='Flops'): rank(groups50, scores50, Flops(.5))
     assert over_filters(taylor).__doc__==taylor.__doc__
+
+class _Undecided(nn.Module):
+    "A network whose course depends on values."
+    def __init__(self):
+        super().__init__()
+        self.a,self.b,self.c = nn.Linear(16, 32),nn.Linear(32, 32),nn.Linear(32, 10)
+    def forward(self, x):
+        x = self.a(x).relu()
+        return self.c(self.b(x).relu() if x.mean().item()>=0 else x)
+
+def test_flops_of_a_course_that_depends_on_values():
+    "What was traced with numbers is counted with numbers, before and after a cut."
+    net,x = _Undecided(),torch.rand(2, 16)
+    groups = trace(net, x, real=True)
+    keep = rank(groups, scores(net, groups, rms_magnitude), Flops(.5), net, (x,))
+    count = Flops(.5).meter(groups, net, (x,))
+    dense,small = count(groups.stay({})),count(groups.stay(keep))
+    assert dense==2*2*(16*32 + 32*32 + 32*10) and .4<small/dense<=.5
+    left = cut(net, groups, keep)
+    a,b = net.a.out_features,net.b.out_features
+    assert left.real and Flops(.5).meter(left, net, (x,))(left.stay({}))==small==2*2*(16*a + a*b + b*10)
