@@ -179,14 +179,15 @@ def myst(md, page, site):
 def clean_html(html):
     """HTML of an output without style sheets, scripts and the inline styles that DataFrames and fastprogress bring.
 
-    Cells with a sentence in them are marked: numbers stay on one line, sentences wrap."""
+    Cells with a sentence in them are marked: numbers stay on one line, sentences wrap. Names in backticks are code."""
     html = re.sub(r'<(style|script)\b.*?</\1>', '', html, flags=re.S)
     kinds = ' border="1" class="dataframe"', ' class="fastprogress"', r' id="T_\w+"'
     html = re.sub(rf'<table(?:{"|".join(kinds)})?>', '<table class="dataframe">', html)
     html = re.sub(r' id="T_\w+"', '', html) # a Styler names its cells, and two tables of a page alike
     html = re.sub(r'<tr style="text-align: (?:right|left);">', '<tr>', html)
     html = re.sub(r'<td>(?=[^<]{41,}</td>)', '<td class="prose">', html)
-    return re.sub(r'<th>(?=[^<]{41,}</th>)', '<th class="prose">', html).strip()
+    html = re.sub(r'<th>(?=[^<]{41,}</th>)', '<th class="prose">', html)
+    return re.sub(r'(?<=[>\s])`([^`<]+)`', r'<code>\1</code>', html).strip()
 
 def clean_output(o):
     "One output as the site shows it, or `None` if nothing is left of it."

@@ -301,7 +301,7 @@ def _finished(path):
     return records
 
 # %% ../nbs/16_cli.ipynb #1ae033aa
-def parser()->argparse.ArgumentParser: # Four commands with their arguments
+def parser()->argparse.ArgumentParser: # The commands with their arguments
     "Describe the commands and their arguments."
     main = argparse.ArgumentParser('early_prune', description='Prune neural networks while they train.')
     main.add_argument('--version', action='version', version=__version__)

@@ -622,6 +622,7 @@ def plot_plasticity(
     for back in filter(None, frame.regrow.unique()): ax.plot([], [], '--', color='0.5', label=f'regrowth, {back}')
     ax.axhline(0, color='0.7', lw=.8, zorder=0)
     ax.set(xlabel='epoch of pruning', ylabel='plasticity (accuracy)')
+    ax.xaxis.get_major_locator().set_params(integer=True)
     ax.legend(title='sparsity', fontsize=8, loc='center left', bbox_to_anchor=(1, .5))
     return ax
 

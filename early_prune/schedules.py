@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['one_shot', 'iterative', 'agp', 'one_cycle', 'cosine', 'linear', 'exponential', 'dsd', 'SCHEDULES', 'sched_one_shot',
            'sched_linear', 'sched_iterative', 'sched_cubic', 'sched_cosine', 'sched_one_cycle', 'sched_exponential',
-           'sched_dsd', 'Schedule', 'plan']
+           'sched_dsd', 'Schedule', 'Plan', 'plan']
 
 # %% ../nbs/05_schedules.ipynb #822d4e63
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from html import escape
 
@@ -132,6 +132,20 @@ dsd         = Schedule(sched_dsd)
 SCHEDULES = dict(one_shot=one_shot, iterative=iterative, agp=agp, one_cycle=one_cycle,
                  cosine=cosine, linear=linear, exponential=exponential, dsd=dsd)
 
+# %% ../nbs/05_schedules.ipynb #232210a1
+class Plan(list):
+    "The mask updates of a training, steps ascending."
+    def __init__(self,
+        updates:Iterable=(), # `(step, sparsity)` pairs
+    ): super().__init__(updates)
+
+    def _repr_html_(self):
+        "Show the first and the last updates as a table."
+        shown = self if len(self)<=8 else [*self[:4], ('...', None), *self[-4:]]
+        rows = ''.join(f'<tr><td>{step}</td><td>{"" if s is None else f"{s:.4f}"}</td></tr>' for step,s in shown)
+        return (f'<p>{len(self)} updates</p><table class="dataframe"><thead><tr><th>step</th><th>sparsity</th></tr>'
+                f'</thead><tbody>{rows}</tbody></table>')
+
 # %% ../nbs/05_schedules.ipynb #5f5720bb
 def plan(
     schedule:Schedule,  # Target sparsity as a function of training progress
@@ -139,13 +153,13 @@ def plan(
     end:float,          # Final sparsity, in `[0, 1)`
     start:float=0.,     # Sparsity at the beginning, in `[0, 1)`
     every:int|None=None,# Optimizer steps between updates; `None`: a hundredth of the training
-)->list:                # `(step, sparsity)` pairs, steps counted from 0, ascending
+)->Plan:                # `(step, sparsity)` pairs, steps counted from 0, ascending
     "List the mask updates of a training of `n_steps` steps."
     if n_steps<1: raise ValueError(f'`n_steps` is at least 1, got {n_steps}')
     if every is not None and every<1: raise ValueError(f'`every` is at least 1 step, got {every}')
     due = {min(math.ceil(pct*n_steps), n_steps-1) for pct in (schedule.begin_pct, schedule.end_pct)}
     due = sorted(due | {*range(0, n_steps, every or max(1, n_steps//100)), n_steps-1})
-    updates,now = [],start
+    updates,now = Plan(),start
     for step in due:
         target = schedule(1. if step==n_steps-1 else step/n_steps, end, start)
         if target!=now: updates.append((step, target))

@@ -8,11 +8,13 @@ from fastai.callback.schedule import Learner
 from fastai.metrics import accuracy
 
 from early_prune.callbacks import EarlyPruneCallback, ShowPruning, SparsifyCallback
+from early_prune.criteria import rms_magnitude
 from early_prune.data import digits
 from early_prune.dependency import trace
+from early_prune.masks import Masks
 from early_prune.models import small_cnn
-from early_prune.ranking import Neurons
-from early_prune.schedules import SCHEDULES, Schedule
+from early_prune.ranking import Neurons, plot_kept, rank, scores, widths
+from early_prune.schedules import SCHEDULES, Schedule, plan
 from early_prune.triggers import AtEpoch
 
 
@@ -66,3 +68,21 @@ def test_a_network_with_an_attribute_called_groups_raises_no_warning():
 def test_the_first_line_of_a_notebook_warns_of_nothing():
     code = 'import warnings; warnings.simplefilter("error", FutureWarning); import early_prune.all'
     assert subprocess.run([sys.executable, '-c', code]).returncode==0
+
+def test_a_plan_is_a_list_and_shows_its_ends():
+    found = plan(SCHEDULES['agp'], 100, .9)
+    assert found==list(found) and dict(found)[99]==.9
+    assert found._repr_html_().count('<tr>')==10 and '<td>...</td>' in found._repr_html_()
+    assert plan(SCHEDULES['one_shot'], 100, .9)._repr_html_().count('<tr>')==2
+
+def test_masks_say_their_size_above_the_table():
+    assert Masks(small_cnn())._repr_html_().startswith('<p>Masks(4 layers, weight, sparsity 0.0000)</p><table')
+
+@pytest.mark.parametrize('floor', [1, .25])
+def test_what_is_drawn_as_kept_is_kept(floor):
+    net = small_cnn()
+    groups = trace(net, torch.zeros(1, 1, 8, 8))
+    keep = rank(groups, scores(net, groups, rms_magnitude), Neurons(.5), floor=floor)
+    bars = [round(o.get_height()) for o in plot_kept(groups, keep).patches]
+    assert bars==[g.n for g in groups]+list(widths(keep))
+    assert [round(o.get_height()) for o in plot_kept(groups, {}).patches]==[g.n for g in groups]*2
