@@ -679,11 +679,11 @@ def plot(self:EarlyPruneCallback,
 def plot_neurons(self:EarlyPruneCallback,
     ax=None, # Matplotlib axes; `None`: new ones
 ):           # The axes
-    "Draw every neuron at every update before the cut: white is silent, blue is active again, grey was never silent."
+    "Draw every neuron at every update before the cut: white is silent, orange is active again, grey was never silent."
     if not self.record: raise ValueError('Nothing to plot: no neuron fell silent before a cut; pass `regrowth`')
     ax = ax or plt.subplots(figsize=(6,3.6))[1]
     again,stays = self._again()
-    colours = ListedColormap(['white', '0.75', 'tab:blue'])
+    colours = ListedColormap(['white', '0.75', '#E69F00'])
     ax.imshow(np.where(again, 2, stays).T, cmap=colours, vmin=0, vmax=2, aspect='auto', interpolation='none')
     for end in np.cumsum(self.history[0].sizes)[:-1]: ax.axhline(end-.5, color='black', lw=.6)
     ax.set(xlabel='update', ylabel='neuron', yticks=[])

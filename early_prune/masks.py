@@ -488,7 +488,7 @@ def table(self:Masks)->pd.DataFrame: # One row for each layer: shape, units, kep
     return pd.DataFrame(rows, index=list(self.params), columns=columns)
 
 @patch
-def _repr_html_(self:Masks): return self.table().to_html(formatters={'sparsity':'{:.3f}'.format})
+def _repr_html_(self:Masks): return f'<p>{self}</p>' + self.table().to_html(formatters={'sparsity':'{:.3f}'.format})
 
 @patch
 def plot(self:Masks,
@@ -499,7 +499,9 @@ def plot(self:Masks,
     density = [self.n_kept[nm]/n for nm,n in self.n_units.items()]
     ax.bar(range(len(density)), 1, color='0.9')
     ax.bar(range(len(density)), density, color='0.25')
-    ax.set(xlabel='layer', ylabel='density', ylim=(0,1), xticks=[])
+    names = [nm.removesuffix('.weight') for nm in self.n_units] if len(density)<=16 else []
+    ax.set(xlabel='' if names else 'layer', ylabel='density', ylim=(0,1))
+    ax.set_xticks(range(len(names)), names, rotation=40, ha='right', rotation_mode='anchor')
     return ax
 
 # %% ../nbs/04_masks.ipynb #a894a0b0

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['l1_norm', 'taylor_fo', 'NEURON_CRITERIA', 'of_neurons', 'filters', 'over_filters', 'scores', 'bn_scale', 'taylor_bn',
            'Averaged', 'l2_norm', 'fpgm', 'lamp', 'random_neurons', 'Neurons', 'Params', 'Flops', 'Latency', 'Limits',
-           'reachable', 'rank', 'widths', 'over_readers', 'may_return', 'swap_neurons']
+           'reachable', 'rank', 'widths', 'plot_kept', 'over_readers', 'may_return', 'swap_neurons']
 
 # %% ../nbs/09_ranking.ipynb #63372fbb
 from collections.abc import Callable
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from math import ceil, gcd
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
@@ -406,6 +407,20 @@ def widths(
 )->tuple:      # How many stay in each group
     "Count what stays in each group: the architecture that EPI compares."
     return tuple(len(o) for o in keep.values())
+
+# %% ../nbs/09_ranking.ipynb #5048c72b
+def plot_kept(
+    groups:Groups, # Table from `trace`, before the cut
+    keep:dict,     # `{group name: indices that stay}`
+    ax=None,       # Matplotlib axes; `None`: new ones
+):                 # The axes
+    "Draw the neurons of each group, dense and kept."
+    ax,at = ax or plt.subplots(figsize=(6,2.6))[1],range(len(groups))
+    ax.bar(at, [g.n for g in groups], color='.85', label='dense')
+    ax.bar(at, [len(keep.get(g.name, range(g.n))) for g in groups], color='.2', label='kept')
+    ax.set(xlabel='group of coupled layers', ylabel='neurons')
+    ax.legend()
+    return ax
 
 # %% ../nbs/09_ranking.ipynb #18297842
 def over_readers(
