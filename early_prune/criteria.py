@@ -82,6 +82,10 @@ class Running:
         if p in self.sums: self.sums[p].mul_(self.decay).add_(scores)
         else: self.sums[p] = scores.clone()
 
+    def reset(self):
+        "Forget what was observed."
+        self.sums = WeakIdKeyDictionary()
+
     def __call__(self,
         p:Tensor, # Weights of one layer that was observed
     )->Tensor:    # Sum of the scores observed, with the shape of `p`

@@ -753,7 +753,8 @@ def to_json(self:Groups
     lists = lambda pairs: [[*place, [int(o) for o in mine]] for place,mine in pairs]
     return json.dumps(dict(slots=lists(self.slots.items()), group_of=self.group_of.tolist(),
         sizes=lists(((m, a), o) for m,a,o in self.sizes), fixed=[[*place, why] for place,why in self.fixed.items()],
-        inexact=sorted(self.inexact), made=self.made, headwise=self.headwise, past=self.past, read=self.read))
+        inexact=sorted(self.inexact), made=self.made, headwise=self.headwise, past=self.past, read=self.read,
+        real=self.real))
 
 @patch(cls_method=True)
 def from_json(cls:Groups,
@@ -765,7 +766,7 @@ def from_json(cls:Groups,
     return cls({(t, i):array(o) for t,i,o in d['slots']}, array(d['group_of']), sizes,
                {(t, i):why for t,i,why in d['fixed']}, frozenset(d['inexact']), tuple(map(tuple, d['made'])),
                tuple(d['headwise']), d['past'] and {nm:tuple(o) for nm,o in d['past'].items()},
-               tuple(map(tuple, d['read'])))
+               tuple(map(tuple, d['read'])), bool(d['real']))
 
 # %% ../nbs/08_dependency.ipynb #d297e739
 @patch

@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from .core import evaluating
 from .dependency import HEADS, HEADWISE, INNER, WIDTHS, Groups, plain
-from .masks import optimizer_state
+from .masks import Masks, optimizer_state
 
 # %% ../nbs/10_surgery.ipynb #062c5e2b
 @patch
@@ -107,11 +107,13 @@ def cut(
     groups:Groups,    # Its table from `trace`, or from the last cut
     keep:dict,        # `{group name: indices that stay}`, as `rank` returns it
     optimizer=None,   # Optimizer whose state is cut with the weights; a wrapper is looked into
-    extras:tuple=(),  # Networks with the same parameter names to cut alike, such as averaged copies
+    extras:tuple=(),  # To cut alike: networks with the same parameter names, such as averaged copies, and `Masks`
 )->Groups:            # The table of the small network
     "Remove all neurons that are not in `keep`."
+    masks,extras = ([o for o in extras if isinstance(o, Masks)==kind] for kind in (True, False))
     stay,nets = groups.stay(keep),[plain(o) for o in (model, *extras)]
     at,tensors = _indices(groups, stay),[_named(net, groups) for net in nets]
+    for o in masks: _divisible(o, at)
     remembered = _remembered(optimizer, tensors[0], at)
     for state,key,v,idxs in remembered: state[key] = _slice(v, idxs)
     for o in (model, *extras):
@@ -120,12 +122,28 @@ def cut(
         for nm,idxs in at.items(): _shrink(found[nm], idxs)
         _resize(net, groups.sizes, stay)
         if at: _headwise(net, groups.headwise)
+    for o in masks: _cut_masks(o, at)
     return groups.renumber(stay)
 
 def _headwise(net, names):
     modules = dict(net.named_modules())
     for nm in names:
         if type(modules[nm]) in HEADWISE: modules[nm].__class__ = HEADWISE[type(modules[nm])]
+
+# %% ../nbs/10_surgery.ipynb #38a00e1f
+def _divisible(masks, at):
+    for nm in masks.params.keys() & at.keys():
+        shape = list(masks.params[nm].shape)
+        for d,idxs in at[nm].items(): shape[d] = len(idxs)
+        if not masks.granularity.fits(torch.empty(shape, device='meta')):
+            raise ValueError(f'{nm} would have shape {tuple(shape)}, which cannot be divided into '
+                             f'{masks.granularity.name} units: rank with `round_to`')
+
+def _cut_masks(masks, at):
+    left = {nm:_slice(m, at.get(nm, {})) for nm,m in masks.masks.items() if nm in masks.params}
+    masks.n_units = {nm:masks.granularity.count(p) for nm,p in masks.params.items()}
+    masks.n_kept,masks.masks = dict(masks.n_units),{}
+    masks.adopt(left)
 
 # %% ../nbs/10_surgery.ipynb #b87530cf
 @torch.no_grad()

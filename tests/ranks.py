@@ -47,7 +47,7 @@ def fit(cb, epochs=2, seed=0, steps=False, bs=None, own_seed=True, **kwargs):
     if own_seed: torch.manual_seed(1000*seed+dist.get_rank()) # random scores differ where nobody shares
     with warnings.catch_warnings(), distributed(learn), learn.no_bar(), learn.no_logging():
         warnings.filterwarnings('ignore', message='Nothing was cut')
-        learn.fit_one_cycle(epochs, 1e-2, cbs=[cb, watch] if cb else [watch])
+        learn.fit_one_cycle(epochs, 1e-2, cbs=[*(cb if isinstance(cb, list) else [cb] if cb else []), watch])
     return learn,watch
 
 def values(learn): return [[float(v) for v in o] for o in learn.recorder.values]
@@ -78,6 +78,8 @@ def all_recipes():
         learn,watch = fit(recipe(nm, ratio=.5, trigger=AtEpoch(1)), 2, **FEW)
         found[nm] = watch.epochs
         assert learn.early_prune.done and type(learn.model) is type(small_cnn())
+    both = [recipe('at_epoch', ratio=.5, trigger=AtEpoch(1)), recipe('granet', .8)]
+    found['both'] = fit(both, 2, **FEW)[1].epochs
     return found
 
 class Measured(Neurons):

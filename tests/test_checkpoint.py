@@ -122,6 +122,7 @@ def early(**kwargs): return [EarlyPruneCallback(Neurons(.4), steps=3, burst=4, *
 
 cuts = dict(magnitude=lambda: early(trigger=AtEpoch(1)), gradient=lambda: early(trigger=AtEpoch(1), criterion=taylor_bn),
             silent=lambda: early(trigger=AtEpoch(1), physical=False),
+            and_weights=lambda: [*early(trigger=AtEpoch(1)), recipe('granet', .8)],
             return_=lambda: [recipe('granet_neurons', ratio=.4, trigger=AtEpoch(2), steps=3, burst=3, every=1)])
 
 @pytest.mark.parametrize('name', cuts)

@@ -67,13 +67,14 @@ def test_decisions_travel(two):
     assert a['mean']==b['mean']==.5 and a['masks']==b['masks'] and a['kept']==b['kept']
     assert a['drift']==b['drift'] and a['drift'].startswith('masks differ between processes: rank 0 has 128 of 256')
 
-@pytest.mark.parametrize('name', [*RECIPES, *NEURON_RECIPES])
+@pytest.mark.parametrize('name', [*RECIPES, *NEURON_RECIPES, 'both'])
 def test_every_recipe_gives_the_same_network_to_both(two, name):
     "Masks or shapes, and weights, are equal after every epoch, though random numbers differ."
     a,b = (o['all_recipes'][name] for o in two)
     assert a==b and len(a)==2
     if name in RECIPES: assert a[-1][0].startswith('4765 of 23824 units')
     else: assert a[1][1]<a[0][1], 'nothing was cut'
+    if name=='both': assert ' of ' in a[-1][0], 'no masks'
 
 def test_gradients_are_averaged_in_every_step_around_a_cut(two):
     "The neighbour's wrapper trains one step unsynchronised after a cut."

@@ -417,3 +417,41 @@ def test_a_course_that_depends_on_values():
     learn = learner(net=Undecided)
     learn.fit(3, 1e-2, cbs=early(real=True))
     assert learn.early_prune.done and learn.model.a.out_features+learn.model.b.out_features==32
+
+# ---- neurons and weights in one training
+
+def _sparse_and_small(learn, sparsity):
+    "Masks have the shapes of the cut network, hold exactly what was asked for, and the weights obey."
+    masks,total = learn.sparsify.masks,0
+    for nm,p in masks.params.items():
+        assert masks[nm].shape==p.shape and not p.detach()[~masks[nm]].any(), nm
+        assert masks.n_units[nm]==p.numel() and masks.n_kept[nm]==int(masks[nm].sum())
+        for v in learn.opt.state[p].values():
+            if isinstance(v, torch.Tensor) and v.shape==p.shape: assert not v[~masks[nm]].any(), nm
+    assert abs(masks.sparsity-sparsity)<len(masks)/sum(masks.n_units.values())
+
+@pytest.mark.parametrize('name', ['one_cycle', 'agp', 'gmp', 'granet', 'snip', 'rigl', 'set'])
+@pytest.mark.parametrize('at', [1, 4])
+def test_weights_and_neurons(name, at):
+    "Masks follow a cut in the same fit, and the sparsity asked for is reached also when the schedule has ended."
+    learn = learner()
+    learn.fit_one_cycle(6, 1e-2, cbs=[early(at=at), recipe(name, .8)])
+    check(learn)
+    if name!='snip': _sparse_and_small(learn, .8)
+
+def test_masks_criteria_that_observe_start_anew():
+    from early_prune.criteria import Running, movement
+    learn = learner()
+    learn.fit_one_cycle(4, 1e-2, cbs=[early(at=1), SparsifyCallback(.8, criterion=Running(movement))])
+    _sparse_and_small(learn, .8)
+
+def test_weights_then_neurons_then_weights():
+    "Masks of an earlier fit follow a cut in which their callback took no part."
+    learn = learner()
+    learn.fit_one_cycle(2, 1e-2, cbs=recipe('one_cycle', .5))
+    masks = learn.sparsify.masks
+    learn.fit_one_cycle(3, 1e-2, cbs=early(at=1))
+    assert learn.sparsify.masks is masks and all(masks[nm].shape==p.shape for nm,p in masks.params.items())
+    learn.fit_one_cycle(2, 1e-2, cbs=recipe('one_cycle', .9))
+    check(learn)
+    _sparse_and_small(learn, .9)

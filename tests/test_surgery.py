@@ -271,3 +271,18 @@ def test_a_model_is_saved_from_a_wrapper(tmp_path):
     net = build().eval()
     path = save(nn.DataParallel(net), tmp_path/'net.safetensors')
     assert torch.equal(load(build, path)(x), net(x))
+
+def test_masks_that_cannot_follow_a_cut_stop_it():
+    "A pattern of four inputs in a layer that would keep five; with multiples of four it goes on, and the pattern holds."
+    from early_prune.criteria import magnitude
+    from early_prune.masks import Masks, two_four
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    masks = Masks(net, two_four).update(magnitude, .5).apply()
+    groups = trace(net, torch.zeros(1, 4))
+    keep,before = {groups[0].name:torch.arange(5).numpy()},[p.clone() for p in net.parameters()]
+    with pytest.raises(ValueError, match=r'2.weight would have shape \(2, 5\).*units: rank with `round_to`'):
+        cut(net, groups, keep, extras=(masks,))
+    assert all(p.equal(o) for p,o in zip(net.parameters(), before)) and masks['2.weight'].shape==(2, 8)
+    cut(net, groups, {groups[0].name:torch.arange(4).numpy()}, extras=(masks,))
+    assert masks['2.weight'].shape==(2, 4) and masks['2.weight'].sum()==4 and masks.n_units['2.weight']==8
+    assert not net[2].weight.detach()[~masks['2.weight']].any()
