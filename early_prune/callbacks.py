@@ -246,6 +246,16 @@ def _swap(self:SparsifyCallback, step, pct):
     swapped.apply(self.opt, _copies(self.learn))
     self.exploration.observe(self.masks, step)
 
+@patch
+def after_cut(self:SparsifyCallback):
+    "Go on with a network that `EarlyPruneCallback` has cut: the sparsity asked for is that of what is left."
+    self.exploration,self.changed = self.exploration and Exploration(self.masks),True
+    if isinstance(self.criterion, AtInit): return
+    self.end = self._share(self.sparsity, self.distribution)
+    for o in (self.score, self.grow if self.exploring else None):
+        if hasattr(o, 'reset'): o.reset()
+    self.due = sorted({round(self.pct_train*self.n_iter*self.n_epoch), *self.due})
+
 def _copies(learn):
     return tuple(getattr(o, 'module', o) for cb in learn.cbs for o in [vars(cb).get('ema_model')] if o is not None)
 
@@ -581,11 +591,22 @@ def _cut_next(self:EarlyPruneCallback):
     self._close_books()
     self.stay = None if self.physical else self.groups.stay(keep)
     self.mute,self.promise,self.found,self.updates = None,None,None,[]
-    if self.physical: self.groups = cut(self.model, self.groups, keep, self.opt, _copies(self.learn))
+    if self.physical: self._cut(keep)
     self._silence()
     self._go_on()
     if hasattr(self.criterion, 'reset'): self.criterion.reset()
     self.flops,self.done,self.changed = self._flops(),not self.due,True
+
+@patch
+def _cut(self:EarlyPruneCallback, keep):
+    masks = {id(o.masks):o.masks for o in _sparsifiers(self.learn) if o.masks is not None}
+    self.groups = cut(self.model, self.groups, keep, self.opt, (*_copies(self.learn), *masks.values()))
+    for cb in self.learn.cbs:
+        if isinstance(cb, SparsifyCallback) and cb.masks is not None: cb.after_cut()
+
+def _sparsifiers(learn):
+    last = vars(learn).get('_sparsify')
+    return [cb for cb in (*learn.cbs, *([] if last is None else [last])) if isinstance(cb, SparsifyCallback)]
 
 @patch
 def _silence(self:EarlyPruneCallback):
