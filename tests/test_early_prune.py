@@ -422,7 +422,7 @@ def test_a_course_that_depends_on_values():
 
 def _sparse_and_small(learn, sparsity):
     "Masks have the shapes of the cut network, hold exactly what was asked for, and the weights obey."
-    masks,total = learn.sparsify.masks,0
+    masks = learn.sparsify.masks
     for nm,p in masks.params.items():
         assert masks[nm].shape==p.shape and not p.detach()[~masks[nm]].any(), nm
         assert masks.n_units[nm]==p.numel() and masks.n_kept[nm]==int(masks[nm].sum())
