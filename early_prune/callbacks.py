@@ -252,6 +252,7 @@ def after_cut(self:SparsifyCallback):
     self.exploration,self.changed = self.exploration and Exploration(self.masks),True
     if isinstance(self.criterion, AtInit): return
     self.end = self._share(self.sparsity, self.distribution)
+    self.masks.check(self.end, self.names) # what is left may be too small for it
     for o in (self.score, self.grow if self.exploring else None):
         if hasattr(o, 'reset'): o.reset()
     self.due = sorted({round(self.pct_train*self.n_iter*self.n_epoch), *self.due})

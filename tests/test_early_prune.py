@@ -20,6 +20,7 @@ from early_prune.callbacks import EarlyPruneCallback, SparsifyCallback
 from early_prune.criteria import rms_magnitude
 from early_prune.data import digits
 from early_prune.dependency import trace
+from early_prune.distributions import global_
 from early_prune.masks import by_filter
 from early_prune.models import resnet
 from early_prune.ranking import Averaged, Flops, Neurons, Params, bn_scale, taylor_bn, taylor_fo
@@ -455,3 +456,14 @@ def test_weights_then_neurons_then_weights():
     learn.fit_one_cycle(2, 1e-2, cbs=recipe('one_cycle', .9))
     check(learn)
     _sparse_and_small(learn, .9)
+
+def test_too_little_is_left_for_the_sparsity():
+    "The cut says so, and not the last batch of the training."
+    net = lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 10))
+    learn,clock = learner(net=net),[]
+    class Clock(Callback):
+        order,run_valid = 11,False
+        def after_batch(self): clock.append(self.train_iter)
+    both = [EarlyPruneCallback(Neurons(.9), trigger=AtEpoch(1), burst=0, floor=1), SparsifyCallback(.9, distribution=global_, ignore=('1.weight',)), Clock()]
+    with pytest.raises(ValueError, match='floors of 2 layers need 2'): learn.fit(4, 1e-2, cbs=both)
+    assert len(clock)==len(learn.dls.train)
