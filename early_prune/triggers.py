@@ -174,7 +174,8 @@ def plot_epi(
         ax.plot(at, series[at], 'o', color=color)
         ax.axvline(at, ls=':', lw=1, color=color, zorder=0)
         if 'label' in kwargs: line.set_label(f'{kwargs["label"]}: {at}')
-        else: ax.text(at, .02, f' prune: {at}', color=color, transform=ax.get_xaxis_transform())
+        else: ax.text(at, .02, f' prune: {at} ', color=color, transform=ax.get_xaxis_transform(),
+                      ha='right' if at>.8*len(series) else 'left')
     ax.set(xlabel='epoch', ylabel='EPI')
     ax.set_xlim(left=0)
     ax.xaxis.get_major_locator().set_params(integer=True)
@@ -286,7 +287,7 @@ def plot_widths(
     extent = (history[0].epoch-.5, history[-1].epoch+.5, len(widths)-.5, -.5)
     density = widths/sizes[:,None]
     image = ax.imshow(density, vmin=0, vmax=1, cmap='Greys', aspect='auto', interpolation='none', extent=extent)
-    ax.figure.colorbar(image, ax=ax, label='density')
+    ax.figure.colorbar(image, cax=ax.inset_axes([1.03, 0, .03, 1]), label='density') # `ax` keeps its width
     ax.set(xlabel='epoch', ylabel='group', yticks=range(len(widths)) if len(widths)<12 else [])
     ax.xaxis.get_major_locator().set_params(integer=True)
     return ax
