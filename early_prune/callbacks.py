@@ -694,6 +694,7 @@ def plot(self:EarlyPruneCallback,
     if isinstance(self.trigger, EPI): plot_epi(self.trigger.series(self.history), self.trigger, ax=axs[0])
     else: axs[0].axis('off')
     plot_widths(self.history, ax=axs[1])
+    axs[0].set_xlim(axs[1].get_xlim())
     if self.cut_at is not None: axs[1].axvline(self.cut_at, color='tab:red', lw=1)
     return axs
 
