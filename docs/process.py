@@ -135,9 +135,11 @@ class Table(BasicMarkdownRenderer):
     def _repr_markdown_(self):
         docs = self.docs if self.sym.__doc__ else ''
         if not docs and self.nm.endswith('__'): return '' # an undocumented `__repr__` has nothing to say
+        if self.nm[0] == '_': return '' # an event of a private class
         rows, out = self.rows(), ['#' * self.title_level + f' `{self.nm}`', ':::{container} api']
         if src := self.source_link(): out.append(f'[source]({src})')
         bases = [b.__name__ for b in self.sym.__bases__ if b is not object] if self.is_class else []
+        bases = [nm for nm in bases if nm[0] != '_']
         out.append(f'```python\n{"class " if self.is_class else ""}{self.signature(rows)}\n```')
         if docs: out.append(docs)
         if bases: out.append('A kind of ' + ', '.join(f'`{b}`' for b in bases) + '.')

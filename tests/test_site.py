@@ -1,5 +1,6 @@
 "The built site in a real browser: `pytest -m browser`."
 import functools
+import re
 import shutil
 import subprocess
 import sys
@@ -151,6 +152,13 @@ def test_symbols_of_a_cell_keep_their_order(browser, url):
     page.close()
     places = [next(i for i, o in enumerate(heads) if o.startswith(nm)) for nm in ('l2_norm', 'fpgm', 'lamp', 'random_neurons')]
     assert places==sorted(places)
+
+def test_private_symbols_are_not_documented(url):
+    "Events of a private base class have no heading, and nothing public is `A kind of` it."
+    for name in ('checkpoint', 'callbacks'):
+        text = (build.OUT/f'{name}.html').read_text()
+        assert 'CheckpointCallback' in text or 'SparsifyCallback' in text
+        assert not re.search(r'<h[2-6]>.{0,80}<span class="pre">_', text) and 'A kind of <code class="docutils literal notranslate"><span class="pre">_' not in text
 
 def test_search_finds_a_symbol(browser, url):
     sym = check.public(ROOT/'early_prune'/'core.py')[-1]
