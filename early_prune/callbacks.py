@@ -600,7 +600,9 @@ def _cut_next(self:EarlyPruneCallback):
 
 @patch
 def _cut(self:EarlyPruneCallback, keep):
-    masks = {id(o.masks):o.masks for o in _sparsifiers(self.learn) if o.masks is not None}
+    found = {id(p) for p in self.model.parameters()} # masks of a network that was replaced stay as they are
+    masks = {id(o.masks):o.masks for o in _sparsifiers(self.learn)
+             if o.masks is not None and all(id(p) in found for p in o.masks.params.values())}
     self.groups = cut(self.model, self.groups, keep, self.opt, (*_copies(self.learn), *masks.values()))
     for cb in self.learn.cbs:
         if isinstance(cb, SparsifyCallback) and cb.masks is not None: cb.after_cut()
