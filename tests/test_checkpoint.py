@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from early_prune.callbacks import EarlyPruneCallback, SparsifyCallback
-from early_prune.checkpoint import CheckpointCallback, read_state, resume, save_checkpoint
+from early_prune.checkpoint import CheckpointCallback, contents, read_state, resume, save_checkpoint, write_state
 from early_prune.criteria import Running, movement
 from early_prune.data import digits, random_crop
 from early_prune.masks import by_filter
@@ -211,6 +211,44 @@ def test_between_fits(tmp_path):
     again = resume(built(small_cnn, images), path)
     again.fit_one_cycle(1, 1e-2)
     same(again, learn)
+
+looked_into = dict(dense=lambda: [], granet=masked['granet'], filters=masked['filters'], early=lambda: early(trigger=AtEpoch(1)),
+                   both=lambda: [recipe('one_cycle', .9), *early(trigger=AtEpoch(1))])
+
+@pytest.mark.parametrize('name', looked_into)
+@pytest.mark.parametrize('data', [images, torch_images])
+@pytest.mark.parametrize('stop', [2, 9])
+def test_contents(tmp_path, name, data, stop):
+    "What a reader is told is what the learner had; nothing is needed to build it, and nothing is changed."
+    path = tmp_path/'x.safetensors'
+    learn = trained(path, looked_into[name], stop, data=data)
+    before,found = path.read_bytes(),contents(path)
+    assert path.read_bytes()==before and found.path==path and found.megabytes==len(before)/1e6
+    params = [p for p in learn.model.parameters() if p.requires_grad]
+    assert found.trained==sum(p.numel() for p in params)
+    assert found.zeros==pytest.approx(1 - sum(int(p.count_nonzero()) for p in params)/found.trained)
+    assert found.widths=={nm:len(m.weight) for nm,m in learn.model.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))}
+    masks = learn.sparsify.masks.masks if hasattr(learn, 'sparsify') else {}
+    assert bool(found.masks)==bool(masks) # those of filters also cover biases, and are not stored twice
+    assert found.masks=={nm:pytest.approx(1-float(masks[nm].float().mean())) for nm in found.masks}
+    assert found.place==f'fit 1, epoch {(stop-1)//BATCHES+1} of {EPOCHS}, batch {(stop-1)%BATCHES+1} of {BATCHES}'
+    assert len(found.table)==(stop-1)//BATCHES and 'accuracy' in found.table
+    assert found._repr_html_().count('<table')==2
+
+def test_contents_of_other_files(tmp_path):
+    "Between two fits, of a network whose layers are frozen; an older file; and files of something else."
+    learn = built(small_cnn, images)
+    learn.fit_one_cycle(1, 1e-2)
+    learn.model[0].requires_grad_(False)
+    path = save_checkpoint(learn, tmp_path/'x.safetensors')
+    assert contents(path).place=='between two fits' and len(contents(path).table)==1
+    assert contents(path).trained==sum(p.numel() for p in learn.model[1:].parameters())
+    learn.model.requires_grad_(False)
+    assert (found := contents(save_checkpoint(learn, path, keep=2))).trained==found.zeros==0
+    path.unlink()
+    assert contents(path).path.name=='x.1.safetensors'
+    with pytest.raises(ValueError, match='no checkpoint of a learner'): contents(write_state(path, dict(a=1)))
+    with pytest.raises(FileNotFoundError): contents(tmp_path/'none.safetensors')
 
 def test_left_alone(tmp_path):
     "Validation, predictions and `lr_find` neither write nor resume."
