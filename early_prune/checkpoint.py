@@ -586,7 +586,7 @@ def after_fit(self:CheckpointCallback):
     self.beginning,self.entered = None,False
 
 # %% ../nbs/14_checkpoint.ipynb #41279dd6
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Contents:
     "What the checkpoint of a learner holds."
     path:Path            # The file
@@ -598,10 +598,15 @@ class Contents:
     table:pd.DataFrame   # Epochs that are done, as fastai's recorder had them
     megabytes:float      # Size of the file
 
+    def _facts(self):
+        return pd.Series(dict(file=self.path.name, place=self.place, trained=f'{self.trained:,} numbers',
+                              zeros=f'{self.zeros:.1%}', layers=len(self.widths), masks=len(self.masks),
+                              size=f'{self.megabytes:.2f} MB'))
+
+    def __repr__(self): return f'{self._facts().to_string()}\n\n{self.table.tail(3).to_string(index=False)}'
+
     def _repr_html_(self):
-        facts = dict(file=self.path.name, place=self.place, trained=f'{self.trained:,} numbers, {self.zeros:.1%} zero',
-                     layers=len(self.widths), masks=len(self.masks), size=f'{self.megabytes:.2f} MB')
-        return pd.Series(facts).to_frame('').to_html(header=False) + self.table.tail(3).to_html(index=False)
+        return self._facts().to_frame('').to_html(header=False) + self.table.tail(3).to_html(index=False)
 
 # %% ../nbs/14_checkpoint.ipynb #a9151d98
 def _place_in_words(place):

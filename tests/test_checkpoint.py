@@ -233,7 +233,7 @@ def test_contents(tmp_path, name, data, stop):
     assert found.masks=={nm:pytest.approx(1-float(masks[nm].float().mean())) for nm in found.masks}
     assert found.place==f'fit 1, epoch {(stop-1)//BATCHES+1} of {EPOCHS}, batch {(stop-1)%BATCHES+1} of {BATCHES}'
     assert len(found.table)==(stop-1)//BATCHES and 'accuracy' in found.table
-    assert found._repr_html_().count('<table')==2
+    assert found._repr_html_().count('<table')==2 and found.place in repr(found)
 
 def test_contents_of_other_files(tmp_path):
     "Between two fits, of a network whose layers are frozen; an older file; and files of something else."
