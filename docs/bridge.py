@@ -2,6 +2,7 @@
 
 `to_myst` takes what nbdev's preprocessing left in `_proc/`; `to_markdown` takes a notebook as it is stored."""
 import base64
+import itertools
 import posixpath
 import re
 from dataclasses import dataclass, field
@@ -38,6 +39,7 @@ class Site:
     git_url: str = 'https://git.example/early_prune'  # Where nbdev thinks the repository is
     pages: dict = field(default_factory=dict)          # Notebook or file, relative to `nbs/` -> page
     anchors: frozenset|None = None      # Anchors of symbols, `core.html#cost`; `None` if not known
+    branch: str = 'main'                # Branch whose files the links show
 
 # Text outside of code -----------------------------------------------------------------------------
 
@@ -189,6 +191,37 @@ def clean_html(html):
     html = re.sub(r'<th>(?=[^<]{41,}</th>)', '<th class="prose">', html)
     return re.sub(r'(?<=[>\s])`([^`<]+)`', r'<code>\1</code>', html).strip()
 
+CELL = re.compile(r'<(t[hd])((?: [^>]*)?)>(.*?)</\1>', re.S)
+NUMBER = re.compile(r'[^A-Za-z]|NaN\b|nan\b|None\b')
+
+def plain(html): return re.sub(r'<[^>]+>|&nbsp;|`', '', html).strip()
+
+def mark_words(html):
+    """Tables with the class `words` on the columns that hold no number: words begin at the left and may wrap.
+
+    Cells of more than two short words are `long` as well. Columns are counted from the right, because a name of several
+    rows stands in the first of them only."""
+    return re.sub(r'<table class="dataframe">.*?</table>', lambda m: _mark_table(m[0]), html, flags=re.S)
+
+def _mark_table(html):
+    rows = [[plain(c[3]) for c in CELL.finditer(r) if c[1] == 'td'] for r in re.findall(r'<tr>.*?</tr>', html, re.S)]
+    n = max(map(len, rows), default=0)
+    columns = [[r[i] for r in rows if len(r) == n and r[i]] for i in range(n)]
+    words = {i-n for i, o in enumerate(columns) if o and not any(map(NUMBER.match, o))}
+    return re.sub(r'<tr>.*?</tr>', lambda m: _mark_row(m[0], words), html, flags=re.S)
+
+def _mark_row(row, words):
+    n = len(CELL.findall(row)) if 'colspan' not in row else 0
+    def one(m):
+        at = next(count) - n
+        kinds = ['words']*(at in words) + ['long']*(len(plain(m[3])) > 15 and (at in words or m[1] == 'th'))
+        if not kinds: return m[0]
+        old = re.search(r'class="([^"]*)"', m[2])
+        attrs = m[2].replace(old[0], '') if old else m[2]
+        return f'<{m[1]}{attrs.rstrip()} class="{" ".join(([old[1]] if old else []) + kinds)}">{m[3]}</{m[1]}>'
+    count = itertools.count()
+    return CELL.sub(one, row)
+
 def clean_output(o):
     "One output as the site shows it, or `None` if nothing is left of it."
     o = {k: v for k, v in o.items() if k != 'transient'}
@@ -204,6 +237,11 @@ def clean_output(o):
     elif re.match(r'\s*$|<IPython\.core|<Figure size', text(data.get('text/plain', ''))): return None
     count = {'execution_count': None} if o['output_type'] == 'execute_result' else {}
     return o | {'data': data, 'metadata': {}} | count
+
+def with_words(o):
+    "An output of a page; README.md has no style sheet and needs no marks."
+    if 'text/html' not in o.get('data', {}): return o
+    return o | {'data': o['data'] | {'text/html': mark_words(o['data']['text/html'])}}
 
 def clean_outputs(outputs): return [o for o in map(clean_output, outputs) if o]
 
@@ -243,7 +281,7 @@ def code_cell(cell, prose, page):
         return [md_cell(f'```{cell["metadata"]["language"]}\n{code}\n```')] + [
             md_cell(f'```text\n{text(o["text"]).rstrip()}\n```') for o in clean_outputs(outputs) if 'text' in o]
     return [{'cell_type': 'code', 'metadata': {'tags': tags, 'mystnb': nb}, 'source': code, 'execution_count': None,
-             'outputs': clean_outputs(outputs)}]
+             'outputs': [with_words(o) for o in clean_outputs(outputs)]}]
 
 def title_of(fm, path):
     "Title of a page; chapters carry their number."
@@ -264,12 +302,19 @@ def one_anchor_each(cells):
     return [c | {'source': METHOD.sub(one, c['source'])} if c['cell_type'] == 'markdown' else c for c in cells]
 
 LAB = 'http://localhost:8888/lab/tree' # where `make lab` serves the repository
+GITHUB, COLAB = 'https://github.com/', 'https://colab.research.google.com/github'
+HOW = '../CONTRIBUTING.md'
 
 def notebook_links(path, site):
     "Where the reader can run this page."
     where = f'nbs/{path}'
-    links = f'[Notebook]({site.git_url}/blob/main/{where}) · [Open in JupyterLab]({LAB}/{where})'
-    return f'\n:::{{container}} notebook-links\n{links} while `make lab` is running\n:::\n'
+    blob = f'{site.git_url}/blob/{site.branch}/{where}'
+    links = [f'[Notebook]({blob})', f'[JupyterLab]({LAB}/{where}) while `make lab` is running']
+    if blob.startswith(GITHUB): links.append(f'[Colab]({COLAB}/{blob.removeprefix(GITHUB)})')
+    if HOW in site.pages:
+        url = f'{site.doc_url}/{site.pages[HOW]}.html#run-the-book'
+        links.append(f'[how]({target(url, page_of(path), site)})')
+    return f'\n:::{{container}} notebook-links\n{" · ".join(links)}\n:::\n'
 
 def to_myst(
     nb,   # A notebook of `_proc/`

@@ -6,6 +6,7 @@
 
 No Quarto, no network."""
 import argparse
+import ast
 import json
 import os
 import shutil
@@ -35,6 +36,7 @@ DOCS, NBS, PROC, OUT = ROOT/'docs', ROOT/'nbs', ROOT/'_proc', ROOT/'_docs'
 WORK = ROOT/'build'/'docs'
 HTML = WORK/'html'
 IMAGES = 'docs/images'
+SYMBOLS = 'symbols' # the page that lists all public names
 FILES = {'CHANGELOG.md': 'changelog', 'CONTRIBUTING.md': 'contributing', 'CITATION.cff': 'cite'}
 
 def settings():
@@ -47,7 +49,7 @@ def site():
     cfg = settings()
     nbs = [p.relative_to(NBS).as_posix() for p in notebooks_in(NBS)]
     pages = {p: page_of(p) for p in nbs} | {f'../{f}': page for f, page in FILES.items() if (ROOT/f).exists()}
-    return Site(cfg['lib_name'], cfg['doc_host'] + cfg['doc_baseurl'], cfg['git_url'], pages)
+    return Site(cfg['lib_name'], cfg['doc_host'] + cfg['doc_baseurl'], cfg['git_url'], pages, branch=cfg['branch'])
 
 # The sources of Sphinx ----------------------------------------------------------------------------
 
@@ -69,7 +71,8 @@ def contents(pages):
               'Studies': [p for p in nbs if p.startswith('studies/')]}
     home = '```{toctree}\n:hidden:\n\nHome <self>\n```'
     trees = [home] + [toctree(c, [pages[p] for p in ps]) for c, ps in groups.items()]
-    return '\n\n'.join(trees + [toctree('Project', [pages[f'../{f}'] for f in FILES if f'../{f}' in pages])])
+    project = [SYMBOLS] + [pages[f'../{f}'] for f in FILES if f'../{f}' in pages]
+    return '\n\n'.join(trees + [toctree('Project', project)])
 
 def citation(path):
     "CITATION.cff as a page: in words, as BibTeX, and as it is."
@@ -85,6 +88,38 @@ def citation(path):
     return (f'# How to cite\n\n{c.get("message", "")}\n\n```bibtex\n{bib}\n```\n\n'
             f'`CITATION.cff`, which reference managers read, says the same:\n\n```yaml\n{src.strip()}\n```\n')
 
+def what(node, src):
+    "What a symbol is, in one line: its docstring, or the expression that makes it."
+    if isinstance(node, (ast.FunctionDef, ast.ClassDef)): return (ast.get_docstring(node) or '').partition('\n')[0]
+    code = ' '.join(ast.get_source_segment(src, node.value).split())
+    return f'`{code}`' if len(code) <= 60 else f'`{code[:58]} …`'
+
+def named(tree):
+    "Statements of a module by the name they bind, `{name: node}`."
+    res = {}
+    for o in tree.body:
+        if isinstance(o, (ast.FunctionDef, ast.ClassDef)): res.setdefault(o.name, o)
+        elif isinstance(o, ast.Assign):
+            for t in o.targets:
+                res |= {n.id: o for n in ast.walk(t) if isinstance(n, ast.Name)}
+    return res
+
+def symbols(site):
+    "The index of the book: every public name, what it does, and its chapter."
+    import check
+    rows = []
+    for page in (p for f, p in site.pages.items() if f.endswith('.ipynb') and '/' not in f):
+        file = ROOT/site.lib/f'{page}.py'
+        src = file.read_text(encoding='utf-8') if file.exists() else ''
+        found = named(ast.parse(src))
+        for nm in check.public(file):
+            anchor = f'{page}.html#{nm.lower()}'
+            shown = f'[`{nm}`](page:{anchor})' if anchor in site.anchors else f'`{nm}`'
+            rows.append((nm.lower(), shown, what(found[nm], src).replace('|', r'\|') if nm in found else '', page))
+    lines = [f'| {shown} | {does} | [{page}](page:{page}.html) |' for _, shown, does, page in sorted(rows)]
+    head = '# Index of symbols\n\nAll public names, what each does, and the chapter that explains it.\n'
+    return '\n'.join([head, '| Symbol | What it does | Chapter |', '| --- | --- | --- |', *lines, ''])
+
 def sources(dest, site):
     "Write the sources of Sphinx."
     shutil.rmtree(dest, ignore_errors=True)
@@ -97,6 +132,7 @@ def sources(dest, site):
         file = dest/f'{page}.ipynb'
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(nb), encoding='utf-8')
+    (dest/f'{SYMBOLS}.md').write_text(symbols(site), encoding='utf-8')
     for f, page in FILES.items():
         if not (ROOT/f).exists(): print(f'{f} is missing: left out of the site')
         elif f == 'CITATION.cff': (dest/f'{page}.md').write_text(citation(ROOT/f), encoding='utf-8')

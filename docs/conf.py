@@ -44,6 +44,7 @@ html_theme = 'furo'
 html_static_path = ['_static']
 html_css_files = ['site.css']
 html_js_files = [('site.js', {'defer': 'defer'})]
+html_use_index = False # `symbols.html` is the index
 html_copy_source = html_show_sourcelink = html_show_sphinx = False
 html_math_renderer = 'katex'
 html_favicon = '_static/favicon.svg'
@@ -112,16 +113,16 @@ def katex_where_needed(app, pagename, templatename, context, doctree):
 # Pictures -----------------------------------------------------------------------------------------
 
 def shape_of(path):
-    "Width and height of a picture, or `None` where its first bytes do not tell."
+    "Width and height of a picture in points, or `None` where its first bytes do not tell."
     head = path.read_bytes()[:1500]
-    if path.suffix == '.png': return struct.unpack('>II', head[16:24])
+    if path.suffix == '.png': return tuple(.72*o for o in struct.unpack('>II', head[16:24])) # 100 dots an inch
     size = path.suffix == '.svg' and re.search(rb'viewBox="[\d.]+ [\d.]+ ([\d.]+) ([\d.]+)"', head)
     return (float(size[1]), float(size[2])) if size else None
 
 def wide_pictures(app, pagename, templatename, context, doctree):
-    "Pictures much wider than high get the class `wide`: on a phone they scroll instead of shrinking."
+    "Pictures much wider than high, or wide at all, get the class `wide`: on a phone they scroll instead of shrinking."
     shapes = {name: shape_of(Path(app.srcdir)/src) for src, name in app.builder.images.items()}
-    def is_wide(name): return bool(o := shapes.get(name)) and o[0] > 1.8*o[1]
+    def is_wide(name): return bool(o := shapes.get(name)) and (o[0] > 1.8*o[1] or o[0] > 400)
     def mark(m): return f'<img class="wide" {m[1]}' if is_wide(m[2]) else m[0]
     if 'body' in context:
         context['body'] = re.sub(r'<img (?!class)([^>]*?src="[^"]*?_images/([^"]+)")', mark, context['body'])

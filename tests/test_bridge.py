@@ -1,6 +1,7 @@
 "The bridge from notebooks to the site and to README.md, on small notebooks."
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from bridge import Site, to_markdown, to_myst
 
 PAGES = {'index.ipynb':'index', '00_core.ipynb':'core', '04_masks.ipynb':'masks',
          'tutorials/01_five.ipynb':'tutorials/five', '../CHANGELOG.md':'changelog'}
-SITE = Site('early_prune', 'https://docs.example/book', 'https://git.example/repo', PAGES)
+SITE = Site('early_prune', 'https://docs.example/book', 'https://github.com/u/repo', PAGES)
 
 def md(src): return {'cell_type':'markdown', 'metadata':{}, 'source':src}
 def raw(src): return {'cell_type':'raw', 'metadata':{}, 'source':src}
@@ -41,8 +42,13 @@ def test_front_matter_becomes_a_numbered_title_and_a_subtitle():
 
 def test_a_page_says_where_to_run_it():
     head = page(md('x'), path='tutorials/01_five.ipynb')[0]['source']
-    assert 'https://git.example/repo/blob/main/nbs/tutorials/01_five.ipynb' in head and '/lab/tree/nbs/tutorials/01_five.ipynb' in head
+    assert 'https://github.com/u/repo/blob/main/nbs/tutorials/01_five.ipynb' in head and '/lab/tree/nbs/tutorials/01_five.ipynb' in head
+    assert 'https://colab.research.google.com/github/u/repo/blob/main/nbs/tutorials/01_five.ipynb' in head
     assert '/lab/tree' not in page(md('x'), path='index.ipynb')[0]['source']
+
+def test_a_repository_that_is_not_on_github_has_no_colab():
+    site = replace(SITE, git_url='https://git.example/u/repo')
+    assert 'colab' not in to_myst({'cells':[md('x')]}, '04_masks.ipynb', site)['cells'][0]['source']
 
 def test_a_tutorial_has_no_number():
     assert prose(raw('---\ntitle: Five\n---'), path='tutorials/01_five.ipynb').strip().startswith('# Five\n')
@@ -66,7 +72,7 @@ def test_the_notebook_is_valid():
 def test_links_are_relative(path, url, want): assert link(url, path) == f'[x](page:{want})'
 
 def test_source_links_stay_on_the_site():
-    url = 'https://git.example/repo/blob/main/early_prune/core.py#L12'
+    url = 'https://github.com/u/repo/blob/main/early_prune/core.py#L12'
     assert link(url) == '[x](page:_modules/core.html#L-12){.source}'
     assert link(url, 'tutorials/01_five.ipynb') == '[x](page:../_modules/core.html#L-12){.source}'
 
@@ -140,6 +146,15 @@ def test_sentences_in_a_table_wrap_and_numbers_do_not():
     shown = bridge.clean_html(row.format('a sentence of more than forty characters is prose'))
     assert shown.count('<td class="prose">')==1 and '<td>1.0' in shown
     assert 'prose' not in bridge.clean_html(row.format('short'))
+
+TABLE = """<table class="dataframe"><thead><tr><th></th><th>recipe</th><th>at</th></tr></thead><tbody>
+<tr><th>0</th><td class="a">agp</td><td>3 ± .1</td></tr><tr><th>1</th><td></td><td>never</td></tr></tbody></table>"""
+
+def test_columns_of_words_are_marked_and_mixed_ones_are_numbers():
+    shown = bridge.mark_words(TABLE)
+    assert '<th class="words">recipe</th>' in shown and '<td class="a words">agp</td>' in shown
+    assert '<td class="words"></td>' in shown and shown.count('words')==3
+    assert bridge.mark_words('<p>no table</p>')=='<p>no table</p>'
 
 def test_standard_error_is_not_shown():
     assert bridge.clean_outputs([stream('warn', 'stderr'), stream('ok')]) == [stream('ok')]

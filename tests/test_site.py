@@ -19,7 +19,7 @@ import check
 
 pytestmark = pytest.mark.browser
 PAGES = sorted(f'{p}.html' for p in build.site().pages.values())
-EXTRA = ['search.html', '_modules/core.html']
+EXTRA = ['search.html', 'symbols.html', '_modules/core.html']
 BROWSERS = 'chromium', 'chromium-browser', 'google-chrome'
 FLAGS = ['--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run',
          '--disable-background-networking', '--disable-component-update', '--disable-sync']
@@ -159,6 +159,11 @@ def test_private_symbols_are_not_documented(url):
         text = (build.OUT/f'{name}.html').read_text()
         assert 'CheckpointCallback' in text or 'SparsifyCallback' in text
         assert not re.search(r'<h[2-6]>.{0,80}<span class="pre">_', text) and 'A kind of <code class="docutils literal notranslate"><span class="pre">_' not in text
+
+def test_the_index_names_every_symbol_and_leads_to_it(url):
+    text = (build.OUT/'symbols.html').read_text()
+    assert all(f'href="{o}"' in text for o in ('callbacks.html#sparsifycallback', 'regrowth.html#regrow', 'triggers.html#epi'))
+    assert 'Average the similarity' in text and not (build.OUT/'genindex.html').exists()
 
 def test_search_finds_a_symbol(browser, url):
     sym = check.public(ROOT/'early_prune'/'core.py')[-1]
