@@ -120,9 +120,9 @@ def shape_of(path):
     return (float(size[1]), float(size[2])) if size else None
 
 def wide_pictures(app, pagename, templatename, context, doctree):
-    "Pictures much wider than high, or wide at all, get the class `wide`: on a phone they scroll instead of shrinking."
+    "Pictures of two panels get the class `wide`: on a phone they scroll, panel by panel, instead of shrinking."
     shapes = {name: shape_of(Path(app.srcdir)/src) for src, name in app.builder.images.items()}
-    def is_wide(name): return bool(o := shapes.get(name)) and (o[0] > 1.8*o[1] or o[0] > 400)
+    def is_wide(name): return bool(o := shapes.get(name)) and o[0] > 2.2*o[1] and o[0] > 480
     def mark(m): return f'<img class="wide" {m[1]}' if is_wide(m[2]) else m[0]
     if 'body' in context:
         context['body'] = re.sub(r'<img (?!class)([^>]*?src="[^"]*?_images/([^"]+)")', mark, context['body'])

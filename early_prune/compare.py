@@ -668,7 +668,8 @@ def plot_oracle(
         by = swept.groupby(swept.when.astype(int)).accuracy
         ax.plot(by.mean().index, by.mean(), marker='o', ms=3, color=f'C{i}', label=f'{ratio:g}')
         ax.fill_between(by.mean().index, by.min(), by.max(), color=f'C{i}', alpha=.12, lw=0)
-        ax.plot(chosen.cut_at.mean(), chosen.accuracy.mean(), '*', ms=13, color=f'C{i}', mec='black')
+        cut = chosen[chosen.cut_at.notna()]
+        if len(cut): ax.plot(cut.cut_at.mean(), cut.accuracy.mean(), '*', ms=13, color=f'C{i}', mec='black')
     ax.set(xlabel='epoch of the cut', ylabel='accuracy')
     ax.legend(title='ratio', fontsize=8)
     return ax

@@ -98,6 +98,11 @@ def test_modules_are_linked():
     assert prose(md('`early_prune.core`, `early_prune.nothing`')).endswith(
         '[`early_prune.core`](page:core.html), `early_prune.nothing`')
 
+def test_a_number_of_arxiv_is_a_link_once():
+    want = '[arXiv:2106.10404](https://arxiv.org/abs/2106.10404)'
+    assert prose(md('Liu et al. arXiv:2106.10404.')).endswith(f'{want}.') and prose(md(want)).endswith(want)
+    assert prose(md('`arXiv:2106.10404`')).endswith('`arXiv:2106.10404`')
+
 def test_headings_are_no_links(): assert '### `f`' in prose(md('### [`f`](https://docs.example/book/core.html#f)'))
 
 def test_callout_with_and_without_title():
@@ -154,6 +159,8 @@ def test_columns_of_words_are_marked_and_mixed_ones_are_numbers():
     shown = bridge.mark_words(TABLE)
     assert '<th class="words">recipe</th>' in shown and '<td class="a words">agp</td>' in shown
     assert '<td class="words"></td>' in shown and shown.count('words')==3
+    long = bridge.mark_words(TABLE.replace('<th>0', '<th>a_very_long_name'))
+    assert '<th class="long">a_<wbr>very_<wbr>long_<wbr>name</th>' in long
     assert bridge.mark_words('<p>no table</p>')=='<p>no table</p>'
 
 def test_standard_error_is_not_shown():

@@ -103,6 +103,20 @@ def test_stored_outputs_are_clean():
                 assert out['output_type']!='error' and out.get('name')!='stderr', nb.name
                 assert not re.search(r'/(home|tmp|root|Users)/|FutureWarning| at 0x[0-9a-f]{6}', text), nb.name
 
+QUIET = re.compile(r'test_\w+|assert_\w+|use|cleanup|print')
+
+def test_values_are_stored():
+    "A cell that ends in a value has its output in the notebook, so that the page shows it."
+    for nb in NBS.rglob('*.ipynb'):
+        for cell in json.loads(nb.read_text())['cells']:
+            code = ''.join(cell['source'])
+            if cell['cell_type']!='code' or cell['outputs'] or re.match(r'#\|\s*(export|hide)', code) or '!' in code: continue
+            body = ast.parse(code).body
+            if code.rstrip().endswith(';') or not body or not isinstance(body[-1], ast.Expr): continue
+            call = body[-1].value.func if isinstance(body[-1].value, ast.Call) else None
+            name = getattr(call, 'attr', getattr(call, 'id', ''))
+            assert QUIET.fullmatch(name), f'{nb.name}: no stored output of {code[-80:]!r}'
+
 def test_sidebar_names_every_page_once():
     "`nbs/sidebar.yml` is the path through the book; it is written by hand."
     listed = re.findall(r'^ *- (\S+\.ipynb)$', (NBS/'sidebar.yml').read_text(), re.M)
