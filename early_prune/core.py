@@ -24,18 +24,21 @@ LINEAR_MAPS = (nn.Linear, _ConvNd, nn.MultiheadAttention, nn.RNNBase)
 def prunable(
     model:nn.Module,         # Any network; unchanged
     types:tuple=LINEAR_MAPS, # Layer classes whose weights may be pruned
-    ignore:tuple=(),         # Layers or parameter names to leave dense, such as `(model.fc,)` or `('fc.weight',)`
+    ignore:tuple=(),         # Layers, or names of layers or parameters, to leave dense: `(model.fc,)` or `('fc',)`
 )->dict:                     # `{name: parameter}` in the order of the model, parameters with two or more dimensions
     "Name the weights of `model` that pruning may set to zero."
+    ignore = (ignore,) if isinstance(ignore, (str, nn.Module)) else ignore
     names = {o for o in ignore if isinstance(o, str)}
     dense = {m for o in ignore if isinstance(o, nn.Module) for m in o.modules()}
     layers = {nm:m for nm,m in model.named_modules() if isinstance(m, types) and m not in dense}
     found = {f'{layer}.{nm}'.lstrip('.'):p for layer,m in layers.items()
              for nm,p in m.named_parameters(recurse=False) if p.ndim>1 and 'bias' not in nm}
-    if unknown := names - dict(model.named_parameters()).keys():
-        raise ValueError(f'`ignore` names no parameter of the model: {sorted(unknown)}')
+    below = {o:{id(p) for nm,p in model.named_parameters(remove_duplicate=False) if f'{nm}.'.startswith(f'{o}.')}
+             for o in names}
+    if unknown := sorted(o for o in names if not below[o]):
+        raise ValueError(f'`ignore` names no layer or parameter of the model: {unknown}')
     shared = {id(p):nm for nm,p in reversed(found.items())}
-    return {nm:p for nm,p in found.items() if shared[id(p)]==nm and nm not in names}
+    return {nm:p for nm,p in found.items() if shared[id(p)]==nm and not any(id(p) in o for o in below.values())}
 
 # %% ../nbs/00_core.ipynb #b09d2631
 def check_sparsity(

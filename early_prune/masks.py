@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['by_weight', 'by_kernel', 'by_filter', 'two_four', 'GRANULARITIES', 'INTS', 'ELEMENTWISE', 'n_keep', 'select',
            'take_top', 'keep_top', 'Granularity', 'NM', 'Masks', 'optimizer_state', 'holds_zero', 'norm_after',
-           'plot_mask', 'n_ranks', 'from_first', 'agree', 'digest', 'averaged']
+           'plot_mask', 'film_mask', 'n_ranks', 'from_first', 'agree', 'digest', 'averaged']
 
 # %% ../nbs/04_masks.ipynb #06db3e82
 import math
@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import singledispatch
 from hashlib import blake2b
+from io import BytesIO
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -22,6 +23,10 @@ import pandas as pd
 import torch
 import torch.distributed as dist
 from fastcore.basics import patch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from PIL import Image
 from torch import nn, Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvTransposeNd
@@ -469,13 +474,18 @@ def follow(self:Masks,
     return self
 
 # %% ../nbs/04_masks.ipynb #7515bc87
+_SHADES = ListedColormap(['white', '#222222', '#E69F00'])
+
 def plot_mask(
-    mask:Tensor, # Boolean mask of one layer, `(out, in, ...)`
-    ax=None,     # Matplotlib axes; `None`: new ones
-):               # The axes
-    "Draw a mask, one row for each filter: dark is kept, light is pruned."
-    ax = ax or plt.subplots(figsize=(5,2.5))[1]
-    ax.imshow(~mask.flatten(1).cpu().numpy(), cmap='gray', vmin=0, vmax=1, aspect='auto', interpolation='none')
+    mask:Tensor,             # Boolean mask of one layer, `(out, in, ...)`
+    ax=None,                 # Matplotlib axes; `None`: new ones
+    before:Tensor|None=None, # Mask of an earlier moment, same shape; `None`: nothing has come back
+):                           # The axes
+    "Draw a mask, one row for each filter: dark is kept, white is pruned, orange has come back since `before`."
+    ax = ax or plt.subplots(figsize=(5,3))[1]
+    back = torch.zeros_like(mask) if before is None else mask & ~before
+    ax.imshow((mask.int()+back.int()).flatten(1).cpu().numpy(), cmap=_SHADES, vmin=0, vmax=2,
+              aspect='auto', interpolation='none')
     ax.set(xlabel='weight', ylabel='filter')
     return ax
 
@@ -495,7 +505,7 @@ def plot(self:Masks,
     ax=None, # Matplotlib axes; `None`: new ones
 ):           # The axes
     "Draw the density of each layer."
-    ax = ax or plt.subplots(figsize=(6,2.5))[1]
+    ax = ax or plt.subplots(figsize=(5,3))[1]
     density = [self.n_kept[nm]/n for nm,n in self.n_units.items()]
     ax.bar(range(len(density)), 1, color='0.9')
     ax.bar(range(len(density)), density, color='0.25')
@@ -503,6 +513,29 @@ def plot(self:Masks,
     ax.set(xlabel='' if names else 'layer', ylabel='density', ylim=(0,1))
     ax.set_xticks(range(len(names)), names, rotation=40, ha='right', rotation_mode='anchor')
     return ax
+
+# %% ../nbs/04_masks.ipynb #1150b343
+def _draw(ax, canvas, mask, before, title):
+    ax.clear()
+    plot_mask(mask, ax, before).set_title(title, loc='left')
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())[...,:3].copy())
+
+def film_mask(
+    masks:list,            # Masks of one layer, one moment after the other, `(out, in, ...)` each
+    titles:list|None=None, # What stands above each; `None`: its sparsity
+    fps:int=7,             # Pictures in a second; the last one stays for two seconds
+)->bytes:                  # An animated GIF
+    "Draw masks one after the other: dark is kept, white is pruned, orange has come back since the last picture."
+    if not masks: raise ValueError('`masks` needs at least one mask, got none')
+    titles = [f'sparsity {1-m.float().mean():.2f}' for m in masks] if titles is None else titles
+    fig,palette,file = Figure((6,2.6), dpi=100),Image.new('P', (1,1)),BytesIO()
+    canvas,ax = FigureCanvasAgg(fig),fig.add_axes((.08,.17,.9,.72))
+    palette.putpalette([0xE6,0x9F,0] + [o for i in range(15) for o in [34+i*221//14]*3])
+    films = [_draw(ax, canvas, *o).quantize(palette=palette, dither=0) for o in zip(masks, [masks[0], *masks], titles)]
+    films[0].save(file, 'gif', save_all=True, append_images=films[1:], loop=0,
+                  duration=[1000//fps]*(len(films)-1) + [2000])
+    return file.getvalue()
 
 # %% ../nbs/04_masks.ipynb #a894a0b0
 def n_ranks()->int: # Processes of the default group of `torch.distributed`; 1 where there is none

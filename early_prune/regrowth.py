@@ -209,9 +209,9 @@ class Exploration:
         ax=None, # Matplotlib axes; `None`: new ones
     ):           # The axes
         "Draw the share of weights ever active, and the similarity of masks to the last and to the first ones."
-        ax = ax or plt.subplots(figsize=(6,2.8))[1]
+        ax = ax or plt.subplots(figsize=(5.4,3.2))[1]
         steps,*curves = zip(*self.history)
-        for curve,label in zip(curves, ('ever active', 'similar to the last masks', 'similar to the first masks')):
+        for curve,label in zip(curves, ('ever active', 'like the last masks', 'like the first masks')):
             ax.plot(steps, curve, label=label)
         ax.set(xlabel='optimizer step', ylabel='share of weights', ylim=(0,1.02))
         ax.legend(loc='lower center', bbox_to_anchor=(.5, 1), ncols=3, fontsize=8)

@@ -65,5 +65,12 @@ def test_prunable_tied_and_special():
 def test_errors():
     with pytest.raises(ValueError, match='ReLU has no prunable layer'): sparsity_of(nn.ReLU())
     with pytest.raises(ValueError, match='needs example inputs'): cost(nn.Linear(2,2))
-    with pytest.raises(ValueError, match=r"names no parameter of the model: \['nope'\]"): prunable(nn.Linear(2,2), ignore=('nope',))
+    with pytest.raises(ValueError, match=r"names no layer or parameter of the model: \['nope'\]"): prunable(nn.Linear(2,2), ignore=('nope',))
     with pytest.raises(ValueError, match="`x` is unknown: 'b'; known are 'aaaa'"): look_up({'aaaa':1}, 'b', 'x')
+
+def test_ignore_takes_layers_and_names():
+    net = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)), *[nn.Linear(2, 2) for _ in range(9)])
+    everything = list(prunable(net))
+    for ignore in ('1', ('1',), ['1'], (net[1],), net[1], ('1.0', '1.1.weight')):
+        assert list(prunable(net, ignore=ignore))==[nm for nm in everything if not nm.startswith('1.')], ignore
+    assert '10.weight' in prunable(net, ignore=('1',)) # a name is not a prefix of letters

@@ -1,13 +1,16 @@
 "Exactly k weights, for any scores; nested choices; floors; granularities."
 import copy
 import pickle
+from io import BytesIO
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
+from PIL import Image
 from torch import nn
 
 from early_prune.criteria import gradient, magnitude, random_scores, rms_magnitude
@@ -21,8 +24,10 @@ from early_prune.masks import (
     by_filter,
     by_kernel,
     by_weight,
+    film_mask,
     keep_top,
     n_keep,
+    plot_mask,
     select,
     two_four,
 )
@@ -279,3 +284,20 @@ def test_floors_take_from_the_others(data):
     got = _above_floors(quotas, least, k)
     assert sum(got.values())==k and all(least[i]<=got[i]<=units[i] for i in got)
     if all(quotas[i]>=least[i] for i in quotas): assert got==quotas
+
+def test_film_is_compact_and_tells_what_came_back():
+    torch.manual_seed(0)
+    masks = [torch.rand(8, 24)>.5 for _ in range(6)]
+    film = film_mask(masks, [f'moment {i}' for i in range(6)], fps=5)
+    im = Image.open(BytesIO(film))
+    assert im.n_frames==6 and len(film)<60_000
+    shades = set()
+    for i,(before,now) in enumerate(zip(masks, masks[1:]), 1):
+        im.seek(i)
+        rgb = np.asarray(im.convert('RGB')).astype(int)
+        orange = (abs(rgb - [0xE6, 0x9F, 0]).sum(-1)<8).mean()
+        assert abs(orange/(.9*.72) - (now & ~before).float().mean())<.02
+        shades |= {im.info['duration']}
+    assert shades=={200, 2000} and plt.get_fignums()==[] # the last stays; no figure is left open
+    assert plot_mask(masks[0], before=masks[0]).images[0].get_array().max()==1
+    plt.close('all')
