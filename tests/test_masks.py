@@ -287,7 +287,7 @@ def test_floors_take_from_the_others(data):
 
 def test_film_is_compact_and_tells_what_came_back():
     torch.manual_seed(0)
-    masks = [torch.rand(8, 24)>.5 for _ in range(6)]
+    masks,figures = [torch.rand(8, 24)>.5 for _ in range(6)],plt.get_fignums()
     film = film_mask(masks, [f'moment {i}' for i in range(6)], fps=5)
     im = Image.open(BytesIO(film))
     assert im.n_frames==6 and len(film)<60_000
@@ -298,6 +298,7 @@ def test_film_is_compact_and_tells_what_came_back():
         orange = (abs(rgb - [0xE6, 0x9F, 0]).sum(-1)<8).mean()
         assert abs(orange/(.9*.72) - (now & ~before).float().mean())<.02
         shades |= {im.info['duration']}
-    assert shades=={200, 2000} and plt.get_fignums()==[] # the last stays; no figure is left open
-    assert plot_mask(masks[0], before=masks[0]).images[0].get_array().max()==1
-    plt.close('all')
+    assert shades=={200, 2000} and plt.get_fignums()==figures # the last stays; no figure is left open
+    ax = plot_mask(masks[0], before=masks[0])
+    assert ax.images[0].get_array().max()==1
+    plt.close(ax.figure)
