@@ -254,13 +254,12 @@ def _fold(m, seen, norm, gone):
 # %% ../nbs/10_surgery.ipynb #9ee350a7
 ATTRIBUTES = ('in_channels', 'out_channels', 'groups', 'in_features', 'out_features', 'num_features',
               'normalized_shape', 'num_channels', 'num_groups', 'num_parameters', 'embedding_dim', 'embed_dim', 'kdim',
-              'vdim', *HEADS, *WIDTHS, *INNER)
+              'vdim', 'nx', 'nf', 'split_size', *HEADS, *WIDTHS, *INNER)
 FORMAT = 'early_prune 1'
 
 def _attributes(model):
     number = lambda v: v[0] if isinstance(v, tuple) and len(v)==1 else v
-    return {nm:{a:v for a in ATTRIBUTES if isinstance(v := number(vars(m).get(a)), int) and not isinstance(v, bool)}
-            for nm,m in model.named_modules()}
+    return {nm:{a:v for a in ATTRIBUTES if type(v := number(vars(m).get(a))) is int and v>0} for nm,m in model.named_modules()}
 
 def save(
     model:nn.Module,    # Network, cut or not
@@ -280,7 +279,7 @@ def save(
 
 def _owned(model):
     kept = model.state_dict(keep_vars=True)
-    return dict(model.named_parameters()) | {nm:t for nm,t in model.named_buffers() if nm in kept}
+    return dict(model.named_parameters()) | {nm:t for nm,t in model.named_buffers() if nm in kept or t.is_floating_point()}
 
 # %% ../nbs/10_surgery.ipynb #461b4715
 def _read(path):

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torchvision.models import get_model
 
-from early_prune.dependency import HEADWISE, Groups, headwise, plain, trace
+from early_prune import dependency
+from early_prune.dependency import HEADWISE, SHAPED, Dyes, Groups, headwise, plain, trace
 from early_prune.surgery import cut, silence
 
 
@@ -190,6 +191,155 @@ def test_a_hard_coded_size_is_found_among_others():
     net = Net(lambda m,x: m.c(m.b(m.a(x).relu()).view(-1, 5)), a=nn.Linear(3, 6), b=nn.Linear(6, 5), c=nn.Linear(5, 2))
     assert [g.name for g in assert_law(net, torch.randn(4, 3).double())]==['a']
 
+class Fixed(nn.Module):
+    "A residual block with sizes in its code: `stuck` cannot be cut, `inner` and what goes through can."
+    def __init__(self, n):
+        super().__init__()
+        self.stuck,self.inner,self.back,self.out = nn.Linear(n, 6),nn.Linear(n, 5),nn.Linear(6, n),nn.Linear(5, n)
+    def forward(self, x): return x + self.back(self.stuck(x).view(-1, 2, 3).flatten(1)) + self.out(self.inner(x).relu())
+
+class Checked(Fixed):
+    "The same, where Python stops and no operator."
+    def forward(self, x):
+        h = self.stuck(x)
+        if h.shape[1]!=6: raise ValueError
+        return x + self.back(h) + self.out(self.inner(x).relu())
+
+@pytest.mark.parametrize('kind', [Fixed, Checked])
+def test_many_stops_take_few_runs(monkeypatch, kind):
+    "What stops in each of many blocks is found together, and nothing else is fixed."
+    flow,runs = dependency._flow,[]
+    monkeypatch.setattr(dependency, '_flow', lambda *args: runs.append(1) or flow(*args))
+    found = {}
+    for n in (2, 12):
+        runs.clear()
+        net = nn.Sequential(nn.Linear(3, 8), *(kind(8) for _ in range(n)), nn.Linear(8, 2))
+        groups = assert_law(net, torch.randn(4, 3).double())
+        assert [g.n for g in groups]==[8]+[5]*n
+        assert all('stops' in groups.fixed[f'{i+1}.stuck.weight', 0] for i in range(n))
+        assert not any('forward' in vars(m) for m in net.modules())
+        found[n] = len(runs)
+    assert found[12]<2*found[2]
+
+def test_a_network_that_stops_outside_of_its_modules():
+    "There is no place behind it to go on from."
+    def forward(m, x):
+        for f in (m.a, m.b): x = f(x).view(-1, 6)
+        return m.d(m.c(x).relu())
+    net = Net(forward, a=nn.Linear(3, 6), b=nn.Linear(6, 6), c=nn.Linear(6, 7), d=nn.Linear(7, 2))
+    assert [g.name for g in assert_law(net, torch.randn(4, 3).double())]==['c']
+
+def test_forward_of_an_instance_is_left_alone():
+    "Also a module whose `forward` somebody has replaced."
+    net = nn.Sequential(nn.Linear(3, 8), Fixed(8), nn.Linear(8, 2))
+    net[1].forward = mine = lambda x: Fixed.forward(net[1], x)
+    assert [g.n for g in trace(net, torch.randn(4, 3))]==[8, 5] and net[1].forward is mine
+
+@pytest.mark.parametrize('op', sorted(SHAPED))
+@pytest.mark.parametrize('layout', ['plain', 'last', 'turned', 'expanded', 'whole'])
+def test_shapes_that_are_not_asked_for(monkeypatch, op, layout):
+    "They are what PyTorch says."
+    x = torch.empty(2, 4, 3, 5, device='meta')
+    x = dict(plain=x, last=x.to(memory_format=torch.channels_last), turned=x.transpose(1, 2),
+             expanded=torch.empty(2, 1, 3, 5, device='meta').expand(2, 4, 3, 5), whole=x.long())[layout]
+    def called():
+        y,f = x.clone() if op.endswith('_') else x,getattr(torch.ops.aten, op)
+        if op=='native_batch_norm': return f(y, *[torch.empty(y.shape[1], device='meta')]*4, False, .1, 1e-5)
+        if op=='native_layer_norm': return f(y, y.shape[2:], None, None, 1e-5)
+        if op=='native_group_norm': return f(y, None, None, 2, 4, 15, 2, 1e-5)
+        if op=='_safe_softmax': return f(y, -1)
+        if op.rstrip('_') in ('add', 'sub', 'mul', 'div'): return f(y, x)
+        return f(y)
+    def seen():
+        with Dyes():
+            try: out = called()
+            except (RuntimeError, ValueError) as e: return type(e)
+        out = out[0] if isinstance(out, tuple) else out
+        return out.shape,out.stride(),out.dtype,out.device
+    mine = seen()
+    monkeypatch.setattr(dependency, 'SHAPED', set())
+    assert mine==seen()
+
+def test_a_norm_with_a_size_in_the_code():
+    net = Net(lambda m,x: m.b(F.layer_norm(m.a(x), (6,))), a=nn.Linear(3, 6), b=nn.Linear(6, 2))
+    assert 'stops' in trace(net, torch.randn(4, 3)).fixed['a.weight', 0]
+
+def test_a_mask_as_an_index():
+    "As networks for speech hide moments in training."
+    class Hides(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a,self.b,self.hidden = nn.Linear(3, 6),nn.Linear(6, 2),nn.Parameter(torch.randn(6))
+        def forward(self, x):
+            h = self.a(x).tanh()*2
+            if self.training: h[torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)] = self.hidden
+            return self.b(h.transpose(1, 2).transpose(1, 2))
+    groups = assert_law(Hides(), torch.randn(2, 4, 3).double())
+    assert set(groups['a'].places)=={('a.weight', 0), ('a.bias', 0), ('b.weight', 1), ('hidden', 0)}
+
+def test_weights_with_inputs_first():
+    "The linear layer of GPT-2, with its own names of sizes, and three parts of one projection."
+    class Turned(nn.Module):
+        def __init__(self, nf, nx):
+            super().__init__()
+            self.nf,self.nx,self.weight,self.bias = nf,nx,nn.Parameter(torch.randn(nx, nf)),nn.Parameter(torch.randn(nf))
+        def forward(self, x): return torch.addmm(self.bias, x.view(-1, x.size(-1)), self.weight).view(*x.shape[:-1], self.nf)
+    class Attends(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.split_size,self.head_dim,self.qkv,self.proj = 8,2,Turned(24, 5),Turned(5, 8)
+        def forward(self, x):
+            q,k,v = (o.view(*o.shape[:-1], -1, self.head_dim).transpose(1, 2) for o in self.qkv(x).split(self.split_size, 2))
+            return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+    net = nn.Sequential(Turned(5, 3), Attends(), Turned(2, 5))
+    groups = assert_law(net, torch.randn(2, 4, 3).double())
+    assert [g.n for g in groups]==[5, 4, 5]
+
+class Attention(nn.Module):
+    "One head whose channels can be cut, scaled in one of the ways of the field."
+    ways = dict(fused=lambda q,k,v: F.scaled_dot_product_attention(q, k, v),
+                before=lambda q,k,v: ((q*q.shape[-1]**-.5)@k.transpose(1, 2)).softmax(-1)@v,
+                after=lambda q,k,v: ((q@k.transpose(1, 2))/q.shape[-1]**.5).softmax(-1)@v,
+                constant=lambda q,k,v: ((q@k.transpose(1, 2))/3).softmax(-1)@v,
+                given=lambda q,k,v: F.scaled_dot_product_attention(q, k, v, scale=.3))
+    def __init__(self, way):
+        super().__init__()
+        self.q,self.k,self.v,self.o = (nn.Linear(8, 8) for _ in range(4))
+        self.way = self.ways[way]
+    def forward(self, x): return self.o(self.way(self.q(x), self.k(x), self.v(x)))
+
+@pytest.mark.parametrize('way', Attention.ways)
+def test_a_scale_that_is_read_from_a_shape(way):
+    "A cut changes the number that the products are divided by, and with it what is left."
+    net,x = lively(nn.Sequential(nn.Linear(3, 8), Attention(way), nn.Linear(8, 2))),torch.randn(2, 5, 3).double()
+    groups = trace(net, x)
+    keep = some(groups)
+    for g in groups:
+        masked,small,mine = silence(copy.deepcopy(net), groups, {g.name:keep[g.name]}),copy.deepcopy(net),{g.name:keep[g.name]}
+        cut(small, groups, mine)
+        assert g.exact==torch.allclose(small(x), masked(x), rtol=1e-9)
+    assert [g.name for g in groups if not g.exact]==([] if way in ('constant', 'given') else ['1.q'])
+
+def test_sizes_that_are_rounded():
+    "The channels of a head are what is left after a division: a small change of the width does not show in it."
+    def forward(m, x):
+        x = m.a(x)
+        q,k,v = m.qkv(x).view(*x.shape[:2], 3, 4, x.shape[-1]//4).permute(2, 0, 3, 1, 4)
+        return m.o(F.scaled_dot_product_attention(q, k, v, scale=1.).transpose(1, 2).flatten(2))
+    net = Net(forward, a=nn.Linear(3, 32), qkv=nn.Linear(32, 96), o=nn.Linear(32, 2))
+    assert len(trace(net, torch.randn(2, 5, 3)))<2
+
+def test_coordinates_are_no_neurons():
+    "What a layer reads from a buffer was made by nobody, and stays."
+    class Places(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mlp,self.head = nn.Sequential(nn.Linear(2, 6), nn.ReLU(), nn.Linear(6, 5)),nn.Linear(5, 2)
+            self.register_buffer('table', torch.randn(7, 2), persistent=False)
+        def forward(self, x): return self.head(x @ self.mlp(self.table))
+    groups = assert_law(Places(), torch.randn(3, 7).double())
+    assert [g.n for g in groups]==[6, 5] and 'buffer' in groups.fixed['mlp.0.weight', 1]
+
 def test_equal_sizes_are_no_coincidence():
     "The code counts on two layers being equally wide; grown alike they would pass."
     net = Net(lambda m,x: m.c(m.b(y := m.a(x)).reshape(len(x), y.shape[1], *x.shape[2:]))+m.d(y),
@@ -233,6 +383,9 @@ def test_errors():
     net = nn.Linear(3, 2)
     with pytest.raises(ValueError, match='example inputs'): trace(net)
     with pytest.raises(ValueError, match='could not be run'): trace(net, torch.randn(2, 4))
+    class Silent(nn.Module):
+        def forward(self, x): raise AssertionError
+    with pytest.raises(ValueError, match='example inputs: AssertionError'): trace(Silent(), torch.randn(1, 3))
     with pytest.raises(ValueError, match='real=True'): trace(Net(lambda m,x: m.a(x[x>0].view(1, -1)), a=net), torch.randn(1, 3))
     with pytest.raises(KeyError, match='no group'): trace(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), torch.randn(2, 3))['x']
 

@@ -237,6 +237,24 @@ def test_save_and_load_give_the_same_outputs(tmp_path):
     assert list(again.state_dict())==list(net.state_dict())
     assert os.listdir(tmp_path)==['net.safetensors']
 
+class Placed(nn.Module):
+    "Positions that are added to all channels and that PyTorch does not store; and a size of zero, which counts nothing."
+    def __init__(self):
+        super().__init__()
+        self.a,self.b,self.c,self.out_features = nn.Linear(3, 16),nn.Linear(16, 16),nn.Linear(16, 2),0
+        self.register_buffer('place', torch.linspace(0, 1, 5*16).view(1, 5, 16), persistent=False)
+    def forward(self, x):
+        x = self.a(x)+self.place
+        return self.c(x+self.b(x).relu())
+
+def test_buffers_that_are_not_stored_follow(tmp_path):
+    torch.manual_seed(0)
+    net,x = Placed(),torch.randn(2, 5, 3)
+    groups = trace(net, x)
+    small = cut(net, groups, {g.name:np.arange(0, g.n, 2) for g in groups})
+    again = load(Placed, save(net, tmp_path/'net.safetensors', small))
+    assert again.place.shape==(1, 5, 8) and torch.equal(again(x), net(x))
+
 @pytest.mark.parametrize('damage', [
     lambda b: b[:20], lambda b: b[:len(b)//2], lambda b: b'', lambda b: b'PK'+b[2:], lambda b: b'\xff'*8+b[8:],
     lambda b: b.replace(b'early_prune 1', b'early_prune 9'), lambda b: b.replace(b'early_prune', b'early_prime'),
