@@ -47,8 +47,9 @@ try: import resource
 except ImportError: resource = None # Windows
 
 # %% ../nbs/12_callbacks.ipynb #41ff60de
-PARTS = {sgd_step, weight_decay, l2_reg, average_grad, average_sqr_grad, momentum_step, rms_prop_step, step_stat,
-         adam_step, radam_step, qhadam_step, larc_layer_lr, larc_step}
+PARTS = {
+    sgd_step, weight_decay, l2_reg, average_grad, average_sqr_grad, momentum_step,
+    rms_prop_step, step_stat, adam_step, radam_step, qhadam_step, larc_layer_lr, larc_step}
 
 @holds_zero.register
 def _(optimizer:Optimizer):
@@ -697,7 +698,7 @@ def plot(self:EarlyPruneCallback,
     else: axs[0].axis('off')
     plot_widths(self.history, ax=axs[1])
     axs[0].set_xlim(axs[1].get_xlim())
-    if self.cut_at is not None: axs[1].axvline(self.cut_at, color='tab:red', lw=1)
+    if self.cut_at is not None: axs[1].axvline(self.cut_at, color='#D55E00', ls=':', lw=1.2)
     return axs
 
 @patch

@@ -77,7 +77,7 @@ def check_device(
 def info(
     args, # Parsed arguments: `arch`, `channels`, `size`
 )->dict:  # What is there, plain values
-    "List recipes, data sets, networks and versions; with --arch, what a network costs."
+    "List recipes, data sets, networks and versions; with `--arch`, what a network costs."
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
     sources = {nm:r.source for nm,r in (RECIPES | NEURON_RECIPES).items()}
     found = dict(version=__version__, conditions=conditions(device), recipes=sources, data=list(DATASETS),
@@ -92,10 +92,15 @@ def show_info(
     found:dict, # Result of `info`
 )->str:         # Text for a terminal
     "Write what `info` found for a reader."
-    lines = [f'early_prune {found["version"]}', '', *(f'{k:>17} {v}' for k,v in found['conditions'].items()), '',
-             recipes().drop(columns='source').to_string(), '', f'data: {", ".join(found["data"])}',
+    lines = [f'early_prune {found["version"]}', '', *_pairs(found['conditions']), '',
+             recipes().drop(columns='source').to_string(), '', f'recipes that cut: {", ".join(NEURON_RECIPES)}',
+             f'data: {", ".join(found["data"])}',
              *textwrap.wrap(f'networks: {", ".join(found["networks"])}', 110, subsequent_indent='  ')]
-    return '\n'.join([*lines, '', *(f'{k:>17} {v}' for k,v in found.get('arch', {}).items())])
+    return '\n'.join([*lines, '', *_pairs(found.get('arch', {}))])
+
+def _pairs(found):
+    write = lambda v: f'{v:,}' if isinstance(v, int) else f'{v:.1f}' if isinstance(v, float) else v
+    return [f'{nm:>17} {write(v)}' for nm,v in found.items()]
 
 # %% ../nbs/16_cli.ipynb #2a4c914b
 class PrintEpochs(Callback):
@@ -194,6 +199,8 @@ def show_record(
             f'{what}, {record["seconds"]:.1f} s for {record["epochs"]} epochs')
 
 # %% ../nbs/16_cli.ipynb #927e5b8c
+def _bar(args): return not args.json and sys.stdout.isatty()
+
 METHODS = ['dense', 'one_shot', 'iterative', 'agp', 'one_cycle']
 
 def demo(
@@ -201,7 +208,7 @@ def demo(
 )->dict:  # Table, runs and files, plain values
     "Train the methods of the One-Cycle paper on the bundled digits and compare them."
     out = prepare_folder(args.out)
-    comparison = compare_recipes(METHODS, [args.sparsity], out/'runs.jsonl', args.seeds, show_progress=not args.json,
+    comparison = compare_recipes(METHODS, [args.sparsity], out/'runs.jsonl', args.seeds, show_progress=_bar(args),
                                  data='digits', arch=args.arch, epochs=args.epochs)
     table = comparison.table()
     write_whole(out/'table.csv', lambda p: table.to_csv(p, index=False))
@@ -211,7 +218,7 @@ def demo(
         write_whole(out/f'{name}.png', lambda p: fig.savefig(p, dpi=150, bbox_inches='tight'))
         plt.close(fig)
     return dict(table=json.loads(table.to_json(orient='records')), runs=len(comparison.records), out=str(out),
-                files=sorted(p.name for p in out.iterdir()))
+                files=sorted(p.name for p in out.iterdir() if p.name[0]!='.'))
 
 # %% ../nbs/16_cli.ipynb #5a45b6c3
 def _draw_accuracy(comparison, args): return comparison.plot().figure
@@ -248,8 +255,10 @@ def show_demo(
     known = set().union(*result['table'])
     columns = {nm:o for nm,o in columns.items() if o in known}
     cells = [list(columns)] + [[r[o] for o in columns.values()] for r in result['table']]
-    write = lambda o: f'{o:>14.4f}' if isinstance(o, float) else f'{"-" if o is None else o:>14}'
-    lines = [''.join(map(write, row)) for row in cells]
+    write = lambda o: f'{o:.4f}' if isinstance(o, float) else '-' if o is None else str(o)
+    cells = [[write(o) for o in row] for row in cells]
+    widths = [max(map(len, column))+2 for column in zip(*cells)]
+    lines = [''.join(f'{o:>{w}}' for o,w in zip(row, widths)) for row in cells]
     failed = [f'failed, and tried again by the next call: {o}' for o in result.get('failed', [])]
     counted = f'{result["runs"]} trainings; table, runs and pictures are in {result["out"]}'
     return '\n'.join(['', *lines, '', *failed, counted])
@@ -266,7 +275,7 @@ def compare(
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', message='.* runs failed') # the result lists them
         comparison = compare_recipes(args.recipes, args.sparsity, out/'runs.jsonl', args.seeds, args.n_jobs,
-                                     not args.json, **{nm:getattr(args, nm) for nm in budget})
+                                     _bar(args), **{nm:getattr(args, nm) for nm in budget})
     return _drawn(comparison, out, args.baseline)
 
 def report(

@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
 from copy import deepcopy
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from html import escape
 from io import StringIO
 from itertools import product
@@ -75,6 +75,10 @@ class Run:
             raise ValueError(f'`sparsity` is 0 for dense and only for dense, got {self.recipe} at {self.sparsity}')
         if self.at_epoch is not None and self.recipe not in NEURON_RECIPES:
             raise ValueError(f'`at_epoch` is for recipes that cut, {", ".join(NEURON_RECIPES)}; got {self.recipe}')
+
+    def __repr__(self):
+        given = [f'{o.name}={v!r}' for o in fields(self) if (v := getattr(self, o.name))!=o.default or o.name=='recipe']
+        return f'Run({", ".join(given)})'
 
     @property
     def key(self)->str:

@@ -225,8 +225,9 @@ def random_neurons(
     "Score neurons at random."
     return torch.rand(groups.n_neurons, device=_device(model))
 
-NEURON_CRITERIA = dict(l1_norm=l1_norm, l2_norm=l2_norm, taylor_fo=taylor_fo, taylor_bn=taylor_bn, bn_scale=bn_scale,
-                       fpgm=fpgm, lamp=lamp, random=random_neurons)
+NEURON_CRITERIA = dict(
+    l1_norm=l1_norm, l2_norm=l2_norm, taylor_fo=taylor_fo, taylor_bn=taylor_bn,
+    bn_scale=bn_scale, fpgm=fpgm, lamp=lamp, random=random_neurons)
 
 # %% ../nbs/09_ranking.ipynb #1535b8e6
 def _needed(unit, model, inputs):

@@ -94,14 +94,18 @@ class NeuronRecipe:
     source:str=''                    # Where the method and its constants come from
 
 NEURON_RECIPES = {
-    'epi'         :NeuronRecipe(source='Shen et al., 2022: magnitude, prune when EPI reaches .983'),
-    'epi_gradient':NeuronRecipe(taylor_bn, source='Shen et al., 2022: gradient, prune when EPI reaches .944'),
-    'early_bird'  :NeuronRecipe(bn_scale, EarlyBird(), steps=1,
-                                source='You et al., 2020: batch-norm scale, when five masks differ by at most .1'),
-    'at_epoch'    :NeuronRecipe(trigger=AtEpoch(5), source='Shen et al., 2022, baseline: cut at a fixed epoch'),
-    'gmp_neurons' :NeuronRecipe(schedule=gradual, source='ours: `epi`, and neurons fall silent on the curve of `gmp`'),
+    'epi':NeuronRecipe(
+        source='Shen et al., 2022: magnitude, prune when EPI reaches .983'),
+    'epi_gradient':NeuronRecipe(taylor_bn,
+        source='Shen et al., 2022: gradient, prune when EPI reaches .944'),
+    'early_bird':NeuronRecipe(bn_scale, EarlyBird(), steps=1,
+        source='You et al., 2020: batch-norm scale, when five masks differ by at most .1'),
+    'at_epoch':NeuronRecipe(trigger=AtEpoch(5),
+        source='Shen et al., 2022, baseline: cut at a fixed epoch'),
+    'gmp_neurons':NeuronRecipe(schedule=gradual,
+        source='ours: `epi`, and neurons fall silent on the curve of `gmp`'),
     'granet_neurons':NeuronRecipe(schedule=gradual, regrowth=Regrowth(drop_fraction=.1),
-                                  source='ours, the idea of Liu et al., 2021 carried to neurons: they may come back')}
+        source='ours, the idea of Liu et al., 2021 carried to neurons: they may come back')}
 
 # %% ../nbs/13_recipes.ipynb #285ce6ab
 def recipe(

@@ -158,6 +158,9 @@ class EPI:
         return bool(recent) and _holds(recent, self.threshold)
 
 # %% ../nbs/11_triggers.ipynb #959f8b31
+_CUT = '#D55E00' # the colour of a cut in all pictures
+_SIDE,_WHITE = dict(color='0.4', fontsize=8, va='center'),dict(fc='white', ec='none', alpha=.85, pad=.5)
+
 def plot_epi(
     series:list, # EPI of each epoch; `None` where it is not known
     trigger:EPI, # Threshold and patience
@@ -168,13 +171,15 @@ def plot_epi(
     ax = ax or plt.subplots(figsize=(6,2.8))[1]
     epochs = [i for i,o in enumerate(series) if o is not None]
     line, = ax.plot(epochs, [series[i] for i in epochs], **kwargs)
-    color,at = line.get_color(),first_epoch(series, trigger.threshold, trigger.patience)
+    at,many = first_epoch(series, trigger.threshold, trigger.patience),'label' in kwargs
+    color = line.get_color() if many else _CUT
     ax.axhline(trigger.threshold, ls='--', lw=1, color='0.6', zorder=0)
+    if not many: ax.text(1.01, trigger.threshold, 'threshold', **_SIDE, transform=ax.get_yaxis_transform())
     if at is not None:
         ax.plot(at, series[at], 'o', color=color)
         ax.axvline(at, ls=':', lw=1, color=color, zorder=0)
-        if 'label' in kwargs: line.set_label(f'{kwargs["label"]}: {at}')
-        else: ax.text(at, .02, f' prune: {at} ', color=color, transform=ax.get_xaxis_transform(),
+        if many: line.set_label(f'{kwargs["label"]}: {at}')
+        else: ax.text(at, .03, f' prune: {at} ', color=color, bbox=_WHITE, transform=ax.get_xaxis_transform(),
                       ha='right' if at>.8*len(series) else 'left')
     ax.set(xlabel='epoch', ylabel='EPI')
     ax.set_xlim(left=0)

@@ -257,8 +257,8 @@ def test_plots():
     series = [None, .9, .96, .99]
     assert plot_epi(series, EPI(.95), ax) is ax and plot_epi(series, EPI(.95), ax, label='curve') is ax
     assert ax.lines[0].get_xydata().tolist()==[[1,.9], [2,.96], [3,.99]]
-    assert 'curve: 2' in [o.get_label() for o in ax.lines] and [o.get_text().strip() for o in ax.texts]==['prune: 2']
-    assert plot_epi([None,.5], EPI(.95)).texts[:]==[]
+    assert 'curve: 2' in [o.get_label() for o in ax.lines] and [o.get_text().strip() for o in ax.texts]==['threshold', 'prune: 2']
+    assert [o.get_text() for o in plot_epi([None,.5], EPI(.95)).texts]==['threshold']
     ax = plot_widths([snapshot(i, {'a':(0,1), 'b':(0,)}, {'a':4, 'b':1}) for i in range(3)])
     assert ax.images[0].get_array().tolist()==[[.5]*3, [1.]*3] and ax.images[0].get_extent()==[-.5, 2.5, 1.5, -.5]
     assert plot_widths([Snapshot(i, (i, 0)) for i in range(3)]).images[0].get_array().tolist()==[[0, .5, 1], [0, 0, 0]]
