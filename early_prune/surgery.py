@@ -252,9 +252,11 @@ def _fold(m, seen, norm, gone):
     return len(gone),int(folded.sum()),int(silent.sum()),int((~folded & ~silent).sum())
 
 # %% ../nbs/10_surgery.ipynb #9ee350a7
-ATTRIBUTES = ('in_channels', 'out_channels', 'groups', 'in_features', 'out_features', 'num_features',
-              'normalized_shape', 'num_channels', 'num_groups', 'num_parameters', 'embedding_dim', 'embed_dim', 'kdim',
-              'vdim', 'nx', 'nf', 'split_size', *HEADS, *WIDTHS, *INNER)
+ATTRIBUTES = (
+    'in_channels', 'out_channels', 'groups', 'in_features', 'out_features',
+    'num_features', 'normalized_shape', 'num_channels', 'num_groups',
+    'num_parameters', 'embedding_dim', 'embed_dim', 'kdim', 'vdim',
+    'nx', 'nf', 'split_size', *HEADS, *WIDTHS, *INNER)
 FORMAT = 'early_prune 1'
 
 def _attributes(model):
