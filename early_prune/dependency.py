@@ -103,8 +103,8 @@ class Dyes(TorchDispatchMode):
         x,normed = args[0],self.op in NORMED
         alike = normed or all(t.shape==x.shape and t.stride()==x.stride() and t.dtype==x.dtype for t in inputs)
         fits = self.op!='native_layer_norm' or tuple(x.shape[-len(args[1]):])==tuple(args[1])
-        dense = x.is_contiguous() or self.op not in PLAIN and x.ndim==4 and x.is_contiguous(memory_format=torch.channels_last)
-        if not (alike and fits and dense and x.is_floating_point()): return None
+        last = self.op not in PLAIN and x.ndim==4 and x.is_contiguous(memory_format=torch.channels_last)
+        if not (alike and fits and (last or x.is_contiguous()) and x.is_floating_point()): return None
         out = x if self.op.endswith('_') else torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device='meta')
         return (out, x.new_empty(0), x.new_empty(0)) if normed else out
 

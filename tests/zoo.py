@@ -19,8 +19,9 @@ from pathlib import Path
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 warnings.filterwarnings('ignore', message='.*torch.jit.script.*')
 import torch  # noqa: E402
+import zoo_transformers  # noqa: E402
 from torch import Tensor  # noqa: E402
-from torch.utils._pytree import tree_leaves  # noqa: E402
+from torch.utils._pytree import tree_leaves, tree_map_only  # noqa: E402
 from torchvision import models  # noqa: E402
 
 from early_prune.compare import Results, conditions  # noqa: E402
@@ -41,16 +42,18 @@ class Entry:
     name:str             # Name, the key in the file of results
     build:object         # `() -> nn.Module` without trained weights
     shape:tuple          # Shape of one input, `(3, 64, 64)`
-    kind:str             # `classification`, `segmentation`, `video`, `detection`, `fastai` or `timm`
+    kind:str             # `classification`, `segmentation`, `video`, `detection`, `fastai`, `timm` or `transformers`
+    inputs:object = None # `(n) -> arguments`; `None`: images of this shape
+    real:bool = False    # Traced with numbers
     family:str = field(init=False)
 
     def __post_init__(self):
-        name = self.name.removeprefix('timm/')
+        name = self.name.rpartition('/')[2]
         found = next((f for f in FAMILIES if name.startswith(f)), None) or re.match(r'[a-z]+', name)[0]
         object.__setattr__(self, 'family', found)
 
     @property
-    def real(self): return self.kind=='detection'
+    def detects(self): return self.kind=='detection'
 
 FAMILIES = 'r3d','mc3','r2plus1d','s3d','swin3d','deeplabv3','tf_efficientnet_lite','mobilenetv4','resnetv2','convnextv2','res2net','dpn','wide_resnet'
 # what a network needs to run on a small image; the others take 64 x 64
@@ -66,6 +69,25 @@ TIMM = dict(resnetv2_50=64, nf_resnet50=64, resnest14d=64, tf_efficientnet_lite0
             coatnet_nano_rw_224=64, levit_128s=224, edgenext_xx_small=64, poolformer_s12=64, efficientformer_l1=224, res2net50_26w_4s=64,
             hrnet_w18_small=64, dla34=64, dpn68=64, repvgg_a0=64, cspresnet50=64, mobilevit_xxs=64, pvt_v2_b0=64,
             swin_tiny_patch4_window7_224=224)
+# one more of each of its modules, the lightest, at its own size or at 224
+TIMM_MODULES = dict(
+    beit_base_patch16_224=224, halonet_h1=256, mobileone_s1=224, cait_xxs24_224=224, coat_tiny=224, convit_tiny=224,
+    convmixer_768_32=224, convnext_atto_rms=224, cpubone_nano=224, crossvit_tiny_240=240, csatv2=224,
+    cs3darknet_focus_s=224, cspnext_tiny=224, davit_tiny=224, deit3_small_patch16_224=224, densenet121=224,
+    dla46x_c=224, dpn48b=224, efficientformerv2_s0=224, efficientnet_b0=224, efficientvim_m1=224, efficientvit_b0=224,
+    efficientvit_m0=224, eva02_tiny_patch14_224=224, fasternet_t0=224, fastvit_t8=224, focalnet_tiny_srf=224,
+    gcvit_xxtiny=224, gemma4_vit_167m=224, ghostnet_050=224, hardcorenas_b=224, hgnetv2_b0=224, hiera_tiny_224=224,
+    sam2_hiera_tiny=224, iformer_t=224, inception_next_atto=224, inception_resnet_v2=224, inception_v3=224,
+    inception_v4=224, lcnetv2_small=224, lowformer_b0=224, test_mambaout=160, coatnet_nano_cc_224=224,
+    gmlp_ti16_224=224, mobilenetv3_small_050=224, mobilenetv5_base=224, mvitv2_tiny=224,
+    naflexvit_base_patch16_parfac_gap=224, nasnetalarge=224, nest_tiny=224, nextvit_small=224,
+    pit_ti_224=224, pnasnet5large=224, qwen3_vit_88m=224, rdnet_tiny=224, regnetx_002=224, repghostnet_050=224,
+    repvit_m1=224, res2next50=224, resnet10t=176, resnetv2_18=224, rexnet_100=224, selecsls42=224,
+    legacy_seresnet18=224, sequencer2d_s=224, shvit_s1=224, skresnet18=224, starnet_s050=224, swiftformer_xs=224,
+    swinv2_tiny_window16_256=256, swinv2_cr_small_224=224, tiny_vit_5m_224=224, tnt_s_legacy_patch16_224=224,
+    tresnet_m=224, twins_svt_small=224, vgg11=224, visformer_tiny=224, beit3_base_patch16_224=224,
+    vit_tiny_r_s16_p8_224=224, test_vit_relpos=160, samvit_base_patch16_224=224, vitamin_small_224=224,
+    volo_d1_224=224, ese_vovnet19b_slim_dw=224, legacy_xception=224, xception41p=224, xcit_nano_12_p8_224=224)
 
 def classifiers():
     "All classification networks of torchvision, light ones first."
@@ -91,7 +113,7 @@ def _video(nm):
 def _detector(nm):
     kwargs = dict(weights=None, weights_backbone=None, num_classes=5)
     if not nm.startswith('ssd'): kwargs |= dict(min_size=96, max_size=128)
-    return Entry(nm, partial(models.get_model, nm, **kwargs), (3, 96, 128), 'detection')
+    return Entry(nm, partial(models.get_model, nm, **kwargs), (3, 96, 128), 'detection', real=True)
 
 def _xresnet(nm):
     return Entry(nm, getattr(import_module('fastai.vision.models.xresnet'), nm), (3, 64, 64), 'fastai')
@@ -104,6 +126,10 @@ def _unet(nm):
 def _timm(nm, **kwargs):
     return import_module('timm').create_model(nm, pretrained=False, **kwargs)
 
+def _transformer(nm):
+    return Entry(f'transformers/{nm}', partial(zoo_transformers.build, nm), (), 'transformers',
+                 partial(zoo_transformers.inputs, nm), nm in zoo_transformers.REAL)
+
 def zoo():
     "`{name: Entry}`, in the order in which they are run."
     found = [_classifier(nm) for nm in classifiers() if nm not in HEAVY]
@@ -115,6 +141,8 @@ def zoo():
         for nm,size in TIMM.items():
             kwargs = dict(img_size=size) if re.match('vit|deit|mixer|coatnet', nm) else {}
             found.append(Entry(f'timm/{nm}', partial(_timm, nm, **kwargs), (3, size, size), 'timm'))
+        for nm,size in TIMM_MODULES.items(): found.append(Entry(f'timm/{nm}', partial(_timm, nm), (3, size, size), 'timm'))
+    if find_spec('transformers'): found += [_transformer(nm) for nm in zoo_transformers.NETWORKS]
     found += [_detector(nm) for nm in DETECT]
     found += [_video(nm) for nm in CLIPS]
     found += [_classifier(nm) for nm in HEAVY]
@@ -136,13 +164,14 @@ def lively(model):
 
 def example(entry, n=2):
     "Arguments of the network: a batch, or a list of images for a detector."
-    return ([torch.rand(entry.shape) for _ in range(n)],) if entry.real else (torch.randn(n, *entry.shape),)
+    if entry.inputs: return entry.inputs(n)
+    return ([torch.rand(entry.shape) for _ in range(n)],) if entry.detects else (torch.randn(n, *entry.shape),)
 
 def tensors(tree): return [o for o in tree_leaves(tree) if isinstance(o, Tensor)]
 
 def outputs(entry, model, x):
     "Tensors to compare: what a network returns, of a detector what its layers compute."
-    return tensors(dense_part(model, *x) if entry.real else model(*x))
+    return tensors(dense_part(model, *x) if entry.detects else model(*x))
 
 def dense_part(model, images):
     "All layers of a detector at fixed places, without the choices in between that depend on values."
@@ -165,7 +194,7 @@ def distance(a, b):
 
 def loss_of(entry, model, x):
     "A loss that every output takes part in."
-    if not entry.real: return sum(o.square().mean() for o in tensors(model(*x)) if o.is_floating_point())
+    if not entry.detects: return sum(o.square().mean() for o in tensors(model(*x)) if o.is_floating_point())
     _,h,w = entry.shape
     target = dict(boxes=torch.tensor([[8., 8., 72., 80.]]), labels=torch.tensor([1]), masks=torch.ones(1, h, w, dtype=torch.uint8),
                   keypoints=torch.tensor([[[30., 30., 1.]]*17]))
@@ -230,6 +259,12 @@ def round_trip(entry, model, groups, x):
         a,b = tensors(model(*x)),tensors(again(*x))
     return len(a)==len(b) and all(torch.equal(o, p) for o,p in zip(a, b))
 
+def precise(entry, groups, keep, seed):
+    "The law in float64, for networks in which numbers grow until the rounding of float32 shows."
+    torch.manual_seed(seed)
+    model,x = lively(entry.build()).double(),example(entry)
+    return law(entry, model, groups, keep, tree_map_only(Tensor, lambda t: t.double() if t.is_floating_point() else t, x))[2]
+
 def visit(entry, seed=0):
     "Everything for one network; what fails is in the record, and so is how far it came."
     r,step,start = dict(name=entry.name, kind=entry.kind, family=entry.family, shape=list(entry.shape), ok=False),'build',time.process_time()
@@ -255,10 +290,12 @@ def visit(entry, seed=0):
         r['trains'] = trains(entry, model, x)
         step = 'round trip'
         r['round_trip'] = round_trip(entry, model, small, x)
-        r['ok'] = r['trains'] and r['round_trip'] and (r.get('difference_exact', 0) if r['inexact'] else error)<BOUND
+        found = r.get('difference_exact', 0) if r['inexact'] else error
+        if found>BOUND: found = r['difference_float64'] = precise(entry, groups, exact, seed)
+        r['ok'] = r['trains'] and r['round_trip'] and found<BOUND
     except (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError, AssertionError, NotImplementedError) as e:
         r['failed'] = f'{step}: {type(e).__name__}: {(str(e).splitlines() or [""])[0][:300]}'
-    if entry.kind=='timm': r['timm'] = version('timm')
+    if entry.kind in ('timm', 'transformers'): r[entry.kind] = version(entry.kind)
     return r | dict(seconds=time.process_time()-start) | conditions(torch.device('cpu'))
 
 def newest(path=RESULTS):
