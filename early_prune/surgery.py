@@ -261,7 +261,8 @@ FORMAT = 'early_prune 1'
 
 def _attributes(model):
     number = lambda v: v[0] if isinstance(v, tuple) and len(v)==1 else v
-    return {nm:{a:v for a in ATTRIBUTES if type(v := number(vars(m).get(a))) is int and v>0} for nm,m in model.named_modules()}
+    return {nm:{a:v for a in ATTRIBUTES if type(v := number(vars(m).get(a))) is int and v>0}
+            for nm,m in model.named_modules()}
 
 def save(
     model:nn.Module,    # Network, cut or not
@@ -281,7 +282,8 @@ def save(
 
 def _owned(model):
     kept = model.state_dict(keep_vars=True)
-    return dict(model.named_parameters()) | {nm:t for nm,t in model.named_buffers() if nm in kept or t.is_floating_point()}
+    buffers = {nm:t for nm,t in model.named_buffers() if nm in kept or t.is_floating_point()}
+    return dict(model.named_parameters()) | buffers
 
 # %% ../nbs/10_surgery.ipynb #461b4715
 def _read(path):
