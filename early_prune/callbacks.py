@@ -97,6 +97,24 @@ class _Together(Callback):
             models = getattr(accelerator, '_models', [])
             models[:] = [self.learn.model if o is old else o for o in models]
 
+# %% ../nbs/12_callbacks.ipynb #197218de
+_SUCH = dict(
+    schedule='a `Schedule`, such as `agp`', criterion='a function, such as `magnitude`',
+    distribution='a function, such as `global_`', regrowth='a `Regrowth`, such as `by_gradient`',
+    trigger='a function of the history, such as `AtEpoch(5)`',
+    budget='a number of `Neurons`, `Params`, `Flops` or `Latency`')
+
+def _check_parts(**parts):
+    for nm,o in parts.items():
+        if not isinstance(o, (str, type, bool, int, float)): continue
+        hint = f': write `Neurons({o:g})`' if nm=='budget' and isinstance(o, float) else ''
+        raise TypeError(f'`{nm}` is {_SUCH[nm]}, got {o!r}{hint}')
+
+def _interval(every):
+    if every<=0 or isinstance(every, float) and every>1:
+        raise ValueError(f'`every` is a number of batches or a share in (0, 1], got {every}')
+    return every
+
 # %% ../nbs/12_callbacks.ipynb #6cfded7b
 class SparsifyCallback(_Together):
     "Prune the least important weights while a `Learner` trains, at the sparsity a schedule asks for."
@@ -111,10 +129,12 @@ class SparsifyCallback(_Together):
         regrowth:Regrowth|None=None,  # Which pruned weights come back; `None`: none
         **kwargs,                     # `granularity`, `ignore`, `types` and `floor` of `Masks`
     ):
+        _check_parts(schedule=schedule, criterion=criterion, distribution=distribution, regrowth=regrowth)
+        if unknown := kwargs.keys()-{'granularity', 'ignore', 'types', 'floor'}:
+            raise TypeError(f'`{min(unknown)}` is no argument of `SparsifyCallback` and none of `Masks`')
         if check_sparsity(sparsity)==check_sparsity(start, 'start') and regrowth is None:
             raise ValueError(f'`sparsity` {sparsity:g} equals `start`: nothing would be pruned')
-        if isinstance(every, float) and not 0<every<=1:
-            raise ValueError(f'`every` as a share is in (0, 1], got {every}')
+        if every is not None: _interval(every)
         self.sparsity,self.schedule,self.criterion,self.distribution = sparsity,schedule,criterion,distribution
         self.every,self.start,self.regrowth,self.kwargs = every,start,regrowth,kwargs
         self.masks,self.previous,self.exploration,self.unscored = None,None,None,False
@@ -346,11 +366,6 @@ def plot(self:SparsifyCallback,
 # %% ../nbs/12_callbacks.ipynb #40001cd2
 gradual = Schedule(sched_cubic, end_pct=.5)
 
-def _interval(every):
-    if every<=0 or isinstance(every, float) and every>1:
-        raise ValueError(f'`every` is a number of batches or a share in (0, 1], got {every}')
-    return every
-
 class EarlyPruneCallback(_Together):
     "Watch which neurons a ranking would keep, cut when that is stable, and train the small network on."
     order,run_valid = 10.4,False
@@ -367,6 +382,7 @@ class EarlyPruneCallback(_Together):
         real:bool=False,                  # Trace with numbers, for networks whose course depends on values
         **limits,                         # `floor`, `round_to`, `ignore`, `per_group` of `Limits`
     ):
+        _check_parts(budget=budget, criterion=criterion, trigger=trigger, schedule=schedule, regrowth=regrowth)
         if steps<1: raise ValueError(f'`steps` is at least 1, got {steps}')
         if burst<0 or isinstance(burst, float) and burst>1:
             raise ValueError(f'`burst` is a number of batches or a share in [0, 1], got {burst}')

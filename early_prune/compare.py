@@ -239,12 +239,13 @@ def _mend(path, file):
 
 # %% ../nbs/15_compare.ipynb #f0d303f6
 def make_runs(
-    recipes:list,    # Names of recipes, `imp`, or `dense`
-    sparsities:list, # Final sparsities of the sparse ones, in `(0, 1)`; for recipes that cut, ratios
+    recipes:list,    # Names of recipes, `imp`, or `dense`; one or several
+    sparsities:list, # Final sparsities of the sparse ones, in `(0, 1)`; for recipes that cut, ratios; one or several
     seeds:int=3,     # Trainings of each
     **budget,        # Other fields of `Run`, the same for all; a list of `data` or of `arch` is gone through
 )->list:             # `Run`s, seed by seed, so that an unfinished comparison is balanced
     "List the runs of a comparison."
+    recipes,sparsities = [recipes] if isinstance(recipes, str) else recipes,np.atleast_1d(sparsities).tolist()
     for s in sparsities: check_sparsity(s)
     if seeds<1: raise ValueError(f'`seeds` is at least 1, got {seeds}')
     several = {nm:o if isinstance(o, (list,tuple)) else [o] for nm,o in budget.items() if nm in ('data','arch')}

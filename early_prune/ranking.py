@@ -391,6 +391,8 @@ def rank(
     **limits,             # `floor`, `round_to`, `ignore`, `per_group` of `Limits`
 )->dict:                  # `{group name: indices that stay}`, a tuple for each group
     "Choose the neurons to keep: the highest scores that fit into the budget."
+    if not isinstance(scores, Tensor):
+        raise TypeError(f'`scores` is a tensor, as `scores(model, groups, criterion)` returns it, got {scores!r:.60}')
     order,meter = _Order(groups, scores, Limits(**limits)),budget.meter(groups, model, inputs)
     dense,low,high = of or meter(np.ones(groups.n_neurons, bool)),0,len(order.order)
     target = budget.target(dense)

@@ -18,7 +18,7 @@ from fastai.optimizer import SGD, Adam, Lookahead, OptimWrapper, RMSProp
 from fastai.torch_core import params, set_seed
 from torch import nn
 
-from early_prune.callbacks import SparsifyCallback
+from early_prune.callbacks import EarlyPruneCallback, SparsifyCallback
 from early_prune.core import sparsity_of
 from early_prune.criteria import (
     AtInit,
@@ -36,6 +36,7 @@ from early_prune.data import digits
 from early_prune.distributions import erk, global_, uniform
 from early_prune.masks import Masks, by_filter, by_kernel, two_four
 from early_prune.models import small_cnn
+from early_prune.ranking import Neurons
 from early_prune.recipes import RECIPES, imp, recipe, ticket_sparsities
 from early_prune.regrowth import by_gradient, by_momentum, by_random, mask_similarity
 from early_prune.schedules import (
@@ -49,6 +50,7 @@ from early_prune.schedules import (
     sched_cubic,
     sched_one_shot,
 )
+from early_prune.triggers import EPI
 
 
 def halves(model): return [params(model[:-1]), params(model[-1])]
@@ -608,8 +610,22 @@ def test_sparse_checkpoint_goes_on():
     assert all((cb.masks[nm]<=first[nm]).all() for nm in first)
     check(again, .9)
 
-def test_bad_interval():
-    with pytest.raises(ValueError, match='`every` as a share'): SparsifyCallback(.9, every=0.)
+@pytest.mark.parametrize('every', [0., 0, 1.5, -3])
+def test_bad_interval(every):
+    with pytest.raises(ValueError, match='`every` is a number of batches or a share'): SparsifyCallback(.9, every=every)
+
+@pytest.mark.parametrize('parts,said', [
+    (dict(schedule='agp'), '`schedule` is a `Schedule`'), (dict(criterion='magnitude'), '`criterion` is a function'),
+    (dict(distribution=.5), '`distribution` is a function'), (dict(regrowth=True), '`regrowth` is a `Regrowth`'),
+    (dict(evry=.1), '`evry` is no argument')])
+def test_wrong_parts_are_refused_before_training(parts, said):
+    with pytest.raises(TypeError, match=said): SparsifyCallback(.9, **parts)
+
+@pytest.mark.parametrize('parts,said', [
+    (dict(budget=.5), r'write `Neurons\(0.5\)`'), (dict(budget=Neurons), '`budget` is a number of'),
+    (dict(trigger=3), '`trigger` is a function'), (dict(trigger=EPI), '`trigger` is a function')])
+def test_wrong_parts_of_a_cut_are_refused_before_training(parts, said):
+    with pytest.raises(TypeError, match=said): EarlyPruneCallback(**(dict(budget=Neurons(.5)) | parts))
 
 # Lottery tickets
 
