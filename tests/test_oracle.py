@@ -34,8 +34,11 @@ def test_other_rules_ratios_and_tags_are_other_runs(tmp_path):
         assert len(Results(tmp_path/'oracle.jsonl'))==n
 
 def test_plot(tmp_path):
-    ax = plot_oracle(oracle(**ask(tmp_path)))
-    assert len(ax.lines)==2 and ax.get_xlabel()=='epoch of the cut'
+    records = oracle(**ask(tmp_path))
+    cut = [r for r in records if r['when']==r['rule'] and r['cut_at'] is not None]
+    ax = plot_oracle(records)
+    assert len(ax.lines)==1+bool(cut) and ax.get_xlabel()=='epoch of the cut', 'a star where the rule cut'
+    assert len(plot_oracle([*records, dict(records[-1], when=records[-1]['rule'], cut_at=2)]).lines)==2
 
 @pytest.mark.parametrize('name', NEURON_RECIPES)
 def test_recipes_that_cut(name):
