@@ -104,6 +104,11 @@ _SUCH = dict(
     trigger='a function of the history, such as `AtEpoch(5)`',
     budget='a number of `Neurons`, `Params`, `Flops` or `Latency`')
 
+def _limits(given):
+    if unknown := given.keys()-vars(Limits()).keys():
+        raise TypeError(f'`{min(unknown)}` is no argument of `EarlyPruneCallback` and none of `Limits`')
+    return Limits(**given)
+
 def _check_parts(**parts):
     for nm,o in parts.items():
         if not isinstance(o, (str, type, bool, int, float)): continue
@@ -392,7 +397,7 @@ class EarlyPruneCallback(_Together):
         gradient = getattr(criterion, 'gradient', False)
         self.criterion = Averaged(criterion) if gradient and not isinstance(criterion, Averaged) else criterion
         self.trigger = EPI(TAU_GRADIENT if gradient else TAU_MAGNITUDE) if trigger is None else trigger
-        self.budget,self.steps,self.burst,self.physical,self.limits = budget,steps,burst,physical,Limits(**limits)
+        self.budget,self.steps,self.burst,self.physical,self.limits = budget,steps,burst,physical,_limits(limits)
         self.schedule = gradual if regrowth is not None and schedule is None else schedule
         self.regrowth,self.every,self.real,self.begun,self.reached = regrowth,_interval(every),real,0.,0.
         self.updates,self.record,self.mute,self.promise,self.found,self.holds = [],[],None,None,None,True

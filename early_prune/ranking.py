@@ -312,10 +312,11 @@ class Limits:
     "What a ranking must respect."
     floor:int|float|dict=1 # Neurons that stay in each group, or their share in `(0, 1)`; or `{group name: number}`
     round_to:int=1     # Widths are multiples of this, such as 8 for tensor cores
-    ignore:tuple=()    # Names of groups or layers that stay whole
+    ignore:tuple|str=() # Names of groups or layers that stay whole, or one of them
     per_group:bool=False # Every group loses the same share
 
     def __post_init__(self):
+        if isinstance(self.ignore, str): object.__setattr__(self, 'ignore', (self.ignore,))
         lowest = min(self.floor.values(), default=1) if isinstance(self.floor, dict) else self.floor
         if lowest<=0 or lowest>=1 and lowest!=int(lowest):
             raise ValueError(f'`floor` is a number of neurons >= 1 or a share in (0, 1), got {self.floor!r}')

@@ -56,6 +56,15 @@ def widths(learn): return [tuple(p.shape) for p in learn.model.parameters()]
 
 # ---- watching
 
+def test_what_no_callback_knows_is_refused():
+    with pytest.raises(TypeError, match='`epoch` is no argument of `EarlyPruneCallback`'): recipe('at_epoch', ratio=.5, epoch=3)
+
+def test_one_name_to_leave_alone():
+    learn = Learner(digits(limit=128, valid_limit=64), resnet(8))
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(2, cbs=EarlyPruneCallback(Neurons(.5), trigger=AtEpoch(0), ignore='0'))
+    assert len(learn.model[0].weight)==len(resnet(8)[0].weight)
+
 def test_history_and_columns():
     learn = learner()
     learn.fit_one_cycle(4, 1e-2, cbs=early(at=2))
