@@ -73,6 +73,9 @@ def _cell(s): return s.replace('|', r'\|').replace('\n', ' ')
 
 def _code(s): return f'`{_cell(s)}`' if s else ''
 
+def _name(s): # of a parameter, which is no link to a symbol of the same name
+    return f'<code class="literal">{s.replace("*", "&#42;")}</code>'
+
 # The renderer -------------------------------------------------------------------------------------
 
 class Table(BasicMarkdownRenderer):
@@ -80,6 +83,8 @@ class Table(BasicMarkdownRenderer):
     def __init__(self, sym, **kwargs):
         super().__init__(sym, **kwargs)
         self.is_property = isinstance(sym, property)
+        if hasattr(sym, '__wrapped__') and '.' in sym.__qualname__: # a patched method with a decorator
+            self.nm, self.fn = sym.__qualname__, f'{sym.__module__}.{sym.__qualname__}'
 
     def rows(self):
         "Name, type, default and details of each parameter; the returned value last."
@@ -154,7 +159,7 @@ class Table(BasicMarkdownRenderer):
     def table(self, rows):
         "Parameters as a table; a column that would be empty is left out."
         head = ['Name', 'Type', 'Default', 'Details']
-        body = [['**Returns**' if p is None else _code(nm), _code(t), _code(d), _cell(c)] for nm, t, d, c, p in rows]
+        body = [['**Returns**' if p is None else _name(nm), _code(t), _code(d), _cell(c)] for nm, t, d, c, p in rows]
         cols = [i for i in range(4) if i == 0 or any(r[i] for r in body)]
         lines = [[r[i] for i in cols] for r in [head, ['---'] * 4] + body]
         return '\n'.join('| ' + ' | '.join(r) + ' |' for r in lines)
@@ -178,6 +183,18 @@ def _constants(cell):
         if names: res.append((names, '\n'.join(lines[o.lineno-1:o.end_lineno])))
     return res
 
+def _helpers(cell):
+    "Source of an exported cell from which no symbol is shown, and the names it defines."
+    if cell.cell_type != 'code' or not {'export', 'exporti'} & cell.directives_.keys(): return '', []
+    code = re.sub(r'^#\|.*\n', '', cell.source, flags=re.M).strip()
+    tree = ast.parse(code).body
+    found = [o.name for o in tree if isinstance(o, (ast.FunctionDef, ast.ClassDef))]
+    if 'exporti' in cell.directives_:
+        targets = [t for o in tree if isinstance(o, ast.Assign) for t in o.targets]
+        found += [t.id for t in targets if isinstance(t, ast.Name)]
+    shown = 'export' in cell.directives_ and any(nm[0] != '_' for nm in found)
+    return ('', []) if shown or not found else (code, found)
+
 class add_show_docs(nbdev.processors.add_show_docs):
     "Show the symbols of a cell in the order of the cell; nbdev shows the last one first."
     def begin(self):
@@ -198,6 +215,19 @@ class show_constants(nbdev.processors.Processor):
                 new = mk_cell(f'{heads}\n\n:::{{container}} api\n```python\n{src}\n```\n:::', 'markdown')
                 new.directives_ = {}
                 self.nb.cells.insert(self.nb.cells.index(cell)+1, new)
+        for i, c in enumerate(self.nb.cells): c.idx_ = i
+
+class show_helpers(nbdev.processors.Processor):
+    "Fold the code of what is private, or a rule among many, where the prose speaks of it."
+    def begin(self):
+        for cell in reversed(list(self.nb.cells)):
+            code, names = _helpers(cell)
+            if not code: continue
+            what = ', '.join(names[:4]) + ', …' * (len(names) > 4)
+            fold = f'<details class="code"><summary>Code: {what}</summary>\n\n```python\n{code}\n```\n\n</details>'
+            new = mk_cell(fold, 'markdown')
+            new.directives_ = {}
+            self.nb.cells.insert(self.nb.cells.index(cell)+1, new)
         for i, c in enumerate(self.nb.cells): c.idx_ = i
 
 class render_show_docs(nbdev.processors.Processor):
@@ -227,7 +257,7 @@ class Processors(nbdev.processors.FilterDefaults):
         for o in super().base_procs():
             ours = {'exec_show_docs': render_show_docs, 'add_show_docs': add_show_docs}
             res.append(ours.get(o.__name__, o))
-            if o.__name__ == 'add_show_docs': res.append(show_constants)
+            if o.__name__ == 'add_show_docs': res += [show_constants, show_helpers]
         return res
 
     def __call__(self, nb):

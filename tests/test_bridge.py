@@ -235,12 +235,12 @@ def test_signature_keeps_stars_unions_and_defaults():
 def test_parameters_are_a_table():
     res = table(keep)
     assert '| Name | Type | Default | Details |' in res
-    assert r'| `floor` | `int\|None` | `.5` | Least share |' in res and r'`(n,)`, a\|b |' in res
+    assert r'| <code class="literal">floor</code> | `int\|None` | `.5` | Least share |' in res and r'`(n,)`, a\|b |' in res
     assert '| **Returns** | `dict` |  | Masks |' in res
 
 def test_without_comments_there_is_no_table(): assert '|' not in table(bare)
 
 def test_a_class_lists_its_methods():
     res = table(Unit)
-    assert 'class Unit(dims:int|None=None)' in res and '| `dims` |' in res
+    assert 'class Unit(dims:int|None=None)' in res and '<code class="literal">dims</code> |' in res and '&#42;others' in table(keep)
     assert '<span id="unit.count"></span>`count` | Count the units. |' in res

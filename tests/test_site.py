@@ -160,6 +160,21 @@ def test_private_symbols_are_not_documented(url):
         assert 'CheckpointCallback' in text or 'SparsifyCallback' in text
         assert not re.search(r'<h[2-6]>.{0,80}<span class="pre">_', text) and 'A kind of <code class="docutils literal notranslate"><span class="pre">_' not in text
 
+def test_the_code_of_what_is_private_is_folded_where_the_prose_speaks_of_it(url):
+    "Rules and helpers have no heading of their own, and a page without them would be prose about nothing."
+    for name,what in [('dependency', '_stretches, _viewed, view'), ('dependency', 'HEADS, WIDTHS, INNER'), ('checkpoint', '_Packer')]:
+        text = (build.OUT/f'{name}.html').read_text()
+        assert text.count(f'<summary>Code: {what}</summary>')==1
+    assert 'Code: write_state' not in text and 'Code: Contents' not in text # these are shown with their symbols
+
+def test_a_patched_method_with_a_decorator_has_its_class_and_source(url):
+    text = (build.OUT/'masks.html').read_text()
+    assert re.search(r'<h3>.{0,80}<span class="pre">Masks.apply</span>', text) and 'id="masks.apply"' in text
+
+def test_a_parameter_is_no_link_to_a_symbol_of_its_name(url):
+    text = (build.OUT/'checkpoint.html').read_text()
+    assert re.search(r'<code class="literal">widths</code>', text) and not re.search(r'href="[^"]*#widths"', text)
+
 def test_the_index_names_every_symbol_and_leads_to_it(url):
     text = (build.OUT/'symbols.html').read_text()
     assert all(f'href="{o}"' in text for o in ('callbacks.html#sparsifycallback', 'regrowth.html#regrow', 'triggers.html#epi'))
