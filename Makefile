@@ -16,7 +16,7 @@ help:
 	@echo 'make lab          open the book in JupyterLab'
 	@echo 'make docs         rebuild the studies from their files, compare, and build the site into _docs/'
 	@echo 'make bench        measure selection, upkeep, memory and import time against other libraries'
-	@echo 'make zoo          cut every network of torchvision, fastai and timm that is not in the file of results (20 minutes)'
+	@echo 'make zoo          cut every network of torchvision, fastai, timm and transformers that is not in the file (1 hour)'
 	@echo 'make export       write early_prune/ from the notebooks'
 	@echo 'make refresh      run the notebooks and store their outputs'
 	@echo 'make test-newest  run the tests on the newest fastai'

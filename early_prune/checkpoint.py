@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from .data import ImageDL
 from .dependency import HEADWISE, plain
 from .masks import optimizer_state
-from .surgery import _attributes, _fill, _owned, _replace, rewrap
+from .surgery import _attributes, _fill, _owned, _passing, _replace, rewrap
 
 # %% ../nbs/14_checkpoint.ipynb #d206bc9c
 class _Packer:
@@ -195,7 +195,7 @@ def _network_state(model):
     swapped = [nm for nm,m in model.named_modules() if type(m) in HEADWISE.values()]
     params = dict(model.named_parameters())
     grads = {nm:p.grad if p.grad.any() else None for nm,p in params.items() if p.grad is not None}
-    return dict(sizes=sizes, headwise=swapped, tensors=_owned(model), grads=grads,
+    return dict(sizes=sizes, headwise=swapped, passing=_passing(model), tensors=_owned(model), grads=grads,
                 trained=[nm for nm,p in params.items() if p.requires_grad])
 
 @torch.no_grad()

@@ -273,7 +273,8 @@ def save(
     model,path = plain(model),Path(path)
     sizes = {nm:found for nm,found in _attributes(model).items() if found}
     swapped = [nm for nm,m in model.named_modules() if type(m) in HEADWISE.values()]
-    header = dict(sizes=sizes, headwise=swapped, origin=None if groups is None else groups.origin())
+    origin = None if groups is None else groups.origin()
+    header = dict(sizes=sizes, headwise=swapped, passing=_passing(model), origin=origin)
     tensors = {nm:t.detach().contiguous() for nm,t in _owned(model).items()}
     temporary = path.with_name(f'.{path.name}.part')
     save_file(tensors, temporary, {'format':FORMAT, 'early_prune':json.dumps(header)})
@@ -284,6 +285,10 @@ def _owned(model):
     kept = model.state_dict(keep_vars=True)
     buffers = {nm:t for nm,t in model.named_buffers() if nm in kept or t.is_floating_point()}
     return dict(model.named_parameters()) | buffers
+
+def _passing(model):
+    kept = model.state_dict(keep_vars=True)
+    return [nm for nm,_ in model.named_buffers() if nm not in kept]
 
 # %% ../nbs/10_surgery.ipynb #461b4715
 def _read(path):
@@ -299,12 +304,19 @@ def _read(path):
         raise ValueError(f'{path} has format {meta.get("format")!r}, this version reads {FORMAT!r}')
     return header,tensors
 
-def _check(model, header, tensors, path):
+def _fits(t, dense): return t.ndim==dense.ndim and all(a<=b for a,b in zip(t.shape, dense.shape))
+
+def _lasting(model, header, tensors): # without buffers that a forward pass makes anew, in a shape of its own
+    own,passing = _owned(model),{*header.get('passing', ()), *_passing(model)}
+    tensors = {nm:t for nm,t in tensors.items() if nm not in passing or nm in own and _fits(t, own[nm])}
+    return tensors,{nm for nm in own.keys()^tensors.keys() if nm not in passing}
+
+def _check(model, header, tensors, missing, path):
     own,modules,name = _owned(model),dict(model.named_modules()),type(model).__name__
-    if missing := own.keys()^tensors.keys():
+    if missing:
         raise ValueError(f'{path} does not fit {name}: {len(missing)} names differ, such as {min(missing)}')
     for nm,t in tensors.items():
-        if t.ndim!=own[nm].ndim or any(a>b for a,b in zip(t.shape, own[nm].shape)):
+        if not _fits(t, own[nm]):
             raise ValueError(f'{path}: {nm} has shape {tuple(t.shape)}, {name} has {tuple(own[nm].shape)}')
         if t.dtype.is_floating_point!=own[nm].dtype.is_floating_point:
             raise ValueError(f'{path}: {nm} has type {t.dtype}, {name} has {own[nm].dtype}')
@@ -326,7 +338,9 @@ def shrink_to(
     return _fill(plain(model), header, tensors, path)
 
 def _fill(model, header, tensors, path):
-    try: _check(model, header, tensors, path)
+    try:
+        tensors,missing = _lasting(model, header, tensors)
+        _check(model, header, tensors, missing, path)
     except (KeyError, TypeError, AttributeError) as e:
         raise ValueError(f'{path} has a header that cannot be read: {e!r}') from e
     own,modules = _owned(model),dict(model.named_modules())

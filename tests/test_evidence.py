@@ -38,7 +38,8 @@ def test_the_page_of_claims_says_what_the_files_say(evidence):
     text,claims = _outputs('claims.ipynb'),evidence.all_claims()
     for r in claims.itertuples():
         ends = f'{100*r.low:+.1f} to {100*r.high:+.1f}' if r.seeds>1 else ''
-        row = f'{r.claim} {r.paper} {r.sparsity:g} {r.seeds} {100*r.gain:+.1f} {ends} {r.verdict}'
+        gain = f'{100*r.gain:+.1f}' if r.seeds else ''
+        row = f'{r.claim} {r.paper} {r.sparsity:g} {r.seeds} {gain} {ends} {r.verdict}'
         assert re.sub(r'\s+', ' ', row) in text, row
     assert text.count('et al., 20')==len(claims)
 
@@ -51,6 +52,16 @@ def test_tables_of_means_say_what_the_files_say(page, file, protocol):
     for row in Comparison(records).table().to_dict('records'):
         numbers = f'{row["seeds"]} {row["accuracy"]:.4f} {"" if np.isnan(row["spread"]) else format(row["spread"], ".4f")} {row["least"]:.4f} {row["most"]:.4f}'
         assert re.sub(r'\s+', ' ', numbers) in text, (row, numbers)
+
+def test_a_rule_that_never_cut_takes_no_part(evidence):
+    "A dense network is better than any that was cut, and no answer to when to prune."
+    dense = [r for r in evidence.trainings() if r['recipe'] in evidence.CUTS and r['at_epoch'] is None and r['cut_at'] is None]
+    assert dense
+    claims = evidence.moments(evidence.trainings())
+    for r in dense:
+        mine = [o for o in claims if o['claim'].startswith(f'{r["recipe"]} ') and (o['budget'], o['sparsity'])==(evidence.budget(r), r['sparsity'])]
+        assert all(o['seeds']<3 for o in mine)
+    assert any(o['verdict']=='never cut' and o['seeds']==0 for o in claims)
 
 def test_no_accuracy_is_written_by_hand_on_the_page_of_claims(evidence):
     "Prose holds no result: all of them are in executed cells."

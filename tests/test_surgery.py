@@ -255,6 +255,25 @@ def test_buffers_that_are_not_stored_follow(tmp_path):
     again = load(Placed, save(net, tmp_path/'net.safetensors', small))
     assert again.place.shape==(1, 5, 8) and torch.equal(again(x), net(x))
 
+class Lazy(Placed):
+    "Makes one buffer when it runs, and another larger."
+    def __init__(self):
+        super().__init__()
+        self.register_buffer('seen', torch.zeros(1, 1), persistent=False)
+    def forward(self, x):
+        self.seen = torch.ones(5, 5)
+        self.register_buffer('new', torch.ones(3), persistent=False)
+        return super().forward(x)
+
+def test_buffers_that_a_forward_pass_makes_are_no_matter(tmp_path):
+    torch.manual_seed(0)
+    net,x = Lazy(),torch.randn(2, 5, 3)
+    groups = trace(net, x)
+    small = cut(net, groups, {g.name:np.arange(0, g.n, 2) for g in groups})
+    y = net(x)
+    again = load(Lazy, save(net, tmp_path/'net.safetensors', small))
+    assert torch.equal(again(x), y) and torch.equal(load(Lazy, save(again, tmp_path/'net.safetensors'))(x), y)
+
 @pytest.mark.parametrize('damage', [
     lambda b: b[:20], lambda b: b[:len(b)//2], lambda b: b'', lambda b: b'PK'+b[2:], lambda b: b'\xff'*8+b[8:],
     lambda b: b.replace(b'early_prune 1', b'early_prune 9'), lambda b: b.replace(b'early_prune', b'early_prime'),
@@ -283,7 +302,7 @@ def test_the_file_holds_no_code(tmp_path):
     _,small,path = saved(tmp_path)
     head = path.read_bytes()
     header = json.loads(json.loads(head[8:8+int.from_bytes(head[:8], 'little')])['__metadata__']['early_prune'])
-    assert set(header)=={'sizes', 'headwise', 'origin'} and {nm:tuple(o) for nm,o in header['origin'].items()}==small.origin()
+    assert set(header)=={'sizes', 'headwise', 'passing', 'origin'} and {nm:tuple(o) for nm,o in header['origin'].items()}==small.origin()
 
 def test_a_model_is_saved_from_a_wrapper(tmp_path):
     net = build().eval()

@@ -83,14 +83,16 @@ def test_results_are_resumed(tmp_path, monkeypatch, capsys):
 
 def test_stored_file_is_complete():
     "Every network of the zoo has a line; all of torchvision pass."
-    assert {nm for nm in STORED if not nm.startswith('timm/')}=={nm for nm in ZOO if not nm.startswith('timm/')}
+    assert {nm for nm in STORED if '/' not in nm}=={nm for nm in ZOO if '/' not in nm}
+    assert {nm for nm in STORED if nm.startswith('transformers/')}=={f'transformers/{nm}' for nm in zoo.zoo_transformers.NETWORKS}
+    assert {f'timm/{nm}' for nm in (zoo.TIMM | zoo.TIMM_MODULES)}=={nm for nm in STORED if nm.startswith('timm/')}
     assert set(zoo.classifiers())<=set(STORED) and len(zoo.classifiers())>=80
     assert len({r['family'] for r in STORED.values() if r['kind']=='timm'})>=10
     for nm in zoo.classifiers(): check(STORED[nm])
 
 def test_stored_failures_are_known():
     "Nothing else fails: a network that its own library cannot build, and one in which nothing can be cut."
-    assert {nm for nm,r in STORED.items() if not r['ok']}<={'xsenet154', 'timm/nf_resnet50'}
+    assert {nm for nm,r in STORED.items() if not r['ok']}<={'xsenet154', 'timm/nf_resnet50', 'transformers/mixtral', 'transformers/wav2vec2', 'transformers/hubert'}
 
 def _outputs(page):
     cells = json.loads((NBS/'studies'/page).read_text())['cells']

@@ -15,6 +15,7 @@ HUBENS,LIU,EVCI,SHEN = 'Hubens et al., 2022','Liu et al., 2021','Evci et al., 20
 ORDERS = [(HUBENS, 'one_cycle', 'one_shot'), (HUBENS, 'one_cycle', 'iterative'), (HUBENS, 'one_cycle', 'agp'),
           (LIU, 'granet', 'gmp'), (LIU, 'granet', 'rigl'), (LIU, 'granet_sparse', 'rigl'), (LIU, 'gmp', 'rigl'),
           (EVCI, 'rigl', 'set'), (EVCI, 'rigl', 'static_erk'), (EVCI, 'rigl', 'snip'), (LIU, 'rigl', 'grasp'), (LIU, 'rigl', 'synflow')]
+CUTS = 'epi','epi_gradient','early_bird' # rules that may never cut
 MARGIN = .01 # of accuracy: how far below the best fixed epoch a rule may stay and still count as as good
 
 def _plain(r):
@@ -37,12 +38,16 @@ def budget(r):
     return f'{r["data"]}{images}, {r["arch"]}, {r["epochs"]} epochs'
 
 def _row(paper, claim, level, where, gains, margin=0.):
+    if not gains: return dict(paper=paper, claim=claim, sparsity=level, budget=where, seeds=0, verdict='never cut')
     low,high = interval(gains)
     said = verdict(low+margin, high+margin) if len(gains)>1 else 'one seed only'
     return dict(paper=paper, claim=claim, sparsity=level, budget=where, seeds=len(gains), gain=float(np.mean(gains)),
                 low=low, high=high, verdict=said)
 
-def _by_seed(records, recipe, at=None): return {r['seed']:r['accuracy'] for r in records if r['recipe']==recipe and r['at_epoch']==at}
+def _by_seed(records, recipe, at=None):
+    "Accuracy for each seed. A rule that never cut left a dense network, which is no answer to when to prune."
+    mine = [r for r in records if r['recipe']==recipe and r['at_epoch']==at]
+    return {r['seed']:r['accuracy'] for r in mine if recipe not in CUTS or r['cut_at'] is not None}
 
 def _paired(a, b): return [a[s]-b[s] for s in sorted(a.keys() & b.keys())]
 
@@ -63,13 +68,15 @@ def moments(records):
     "EPI against a cut at initialisation, against the best fixed epoch of its sweep, and against Early-Bird."
     rows = []
     for rule,((where,level),cell) in product(('epi', 'epi_gradient'), _cells(records).items()):
+        asked = [r for r in cell if r['recipe']==rule and r['at_epoch'] is None]
         mine,fixed = _by_seed(cell, rule),{r['at_epoch'] for r in cell if r['recipe']==rule} - {None}
-        swept = {at:o for at in sorted(fixed) if len(o := _by_seed(cell, rule, at))==len(mine)}
-        if swept and mine:
+        swept = {at:o for at in sorted(fixed) if len(o := _by_seed(cell, rule, at))==len(asked)}
+        if swept and asked:
             best = max(swept, key=lambda at: np.mean(list(swept[at].values())))
             rows.append(_row(SHEN, f'{rule} within {100*MARGIN:.0f} point of the best fixed epoch', level, where, _paired(mine, swept[best]), MARGIN))
-        if 0 in swept: rows.append(_row(SHEN, f'{rule} better than a cut at initialisation', level, where, _paired(mine, swept[0])))
-        if gains := _paired(mine, _by_seed(cell, 'early_bird')): rows.append(_row(SHEN, f'{rule} better than early_bird', level, where, gains))
+        if 0 in swept and asked: rows.append(_row(SHEN, f'{rule} better than a cut at initialisation', level, where, _paired(mine, swept[0])))
+        if asked and (early := _by_seed(cell, 'early_bird')):
+            rows.append(_row(SHEN, f'{rule} better than early_bird', level, where, _paired(mine, early)))
     return rows
 
 def plasticity_claims():
@@ -95,5 +102,5 @@ def shown(claims):
     "The claims of one budget for a reader: gain and interval in points."
     ends = [f'{100*r.low:+.1f} to {100*r.high:+.1f}' if r.seeds>1 else '' for r in claims.itertuples()]
     columns = dict(claim=claims.claim.astype(str), paper=claims.paper, sparsity=claims.sparsity, seeds=claims.seeds,
-                   gain=(100*claims.gain).map('{:+.1f}'.format), interval=ends, verdict=claims.verdict)
+                   gain=[f'{100*o:+.1f}' if o==o else '' for o in claims.gain], interval=ends, verdict=claims.verdict)
     return pd.DataFrame(columns).style.format({'sparsity':'{:g}'}).hide(axis='index')
