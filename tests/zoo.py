@@ -69,7 +69,7 @@ TIMM = dict(resnetv2_50=64, nf_resnet50=64, resnest14d=64, tf_efficientnet_lite0
             coatnet_nano_rw_224=64, levit_128s=224, edgenext_xx_small=64, poolformer_s12=64, efficientformer_l1=224, res2net50_26w_4s=64,
             hrnet_w18_small=64, dla34=64, dpn68=64, repvgg_a0=64, cspresnet50=64, mobilevit_xxs=64, pvt_v2_b0=64,
             swin_tiny_patch4_window7_224=224)
-# one more of each of its modules, the lightest, at its own size or at 224
+# one more of each of its modules but deepseek_vit (412 M), the lightest, at its own size or at 224
 TIMM_MODULES = dict(
     beit_base_patch16_224=224, halonet_h1=256, mobileone_s1=224, cait_xxs24_224=224, coat_tiny=224, convit_tiny=224,
     convmixer_768_32=224, convnext_atto_rms=224, cpubone_nano=224, crossvit_tiny_240=240, csatv2=224,
