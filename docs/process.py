@@ -206,29 +206,30 @@ class add_show_docs(nbdev.processors.add_show_docs):
         order = {id(a): b for run in runs for a, b in zip(run, reversed(run))}
         self.nb.cells[:] = [order.get(id(c), c) for c in self.nb.cells]
 
-class show_constants(nbdev.processors.Processor):
-    "Show exported constants and aliases, which nbdev's own `add_show_docs` leaves out."
+class show_code(nbdev.processors.Processor):
+    """Show what nbdev's own `add_show_docs` leaves out: exported constants and aliases; folded, the code of what is
+    private, or a rule among many, where the prose speaks of it."""
     def begin(self):
-        for cell in reversed(list(self.nb.cells)):
-            for names, src in reversed(_constants(cell)):
-                heads = '\n\n'.join(f'### `{n}`' for n in names)
-                new = mk_cell(f'{heads}\n\n:::{{container}} api\n```python\n{src}\n```\n:::', 'markdown')
-                new.directives_ = {}
-                self.nb.cells.insert(self.nb.cells.index(cell)+1, new)
-        for i, c in enumerate(self.nb.cells): c.idx_ = i
+        cells = []
+        for cell in self.nb.cells: cells += [cell, *map(_text_cell, [*_fold(cell), *map(_constant, _constants(cell))])]
+        self.nb.cells[:] = cells
+        for i, c in enumerate(cells): c.idx_ = i
 
-class show_helpers(nbdev.processors.Processor):
-    "Fold the code of what is private, or a rule among many, where the prose speaks of it."
-    def begin(self):
-        for cell in reversed(list(self.nb.cells)):
-            code, names = _helpers(cell)
-            if not code: continue
-            what = ', '.join(names[:4]) + ', …' * (len(names) > 4)
-            fold = f'<details class="code"><summary>Code: {what}</summary>\n\n```python\n{code}\n```\n\n</details>'
-            new = mk_cell(fold, 'markdown')
-            new.directives_ = {}
-            self.nb.cells.insert(self.nb.cells.index(cell)+1, new)
-        for i, c in enumerate(self.nb.cells): c.idx_ = i
+def _text_cell(text):
+    res = mk_cell(text, 'markdown')
+    res.directives_ = {}
+    return res
+
+def _constant(found):
+    names, src = found
+    heads = '\n\n'.join(f'### `{n}`' for n in names)
+    return f'{heads}\n\n:::{{container}} api\n```python\n{src}\n```\n:::'
+
+def _fold(cell):
+    code, names = _helpers(cell)
+    what = ', '.join(names[:4]) + ', …' * (len(names) > 4)
+    fold = f'<details class="code"><summary>Code: {what}</summary>\n\n```python\n{code}\n```\n\n</details>'
+    return [fold] if code else []
 
 class render_show_docs(nbdev.processors.Processor):
     """Fill `show_doc` cells from the exported module.
@@ -257,7 +258,7 @@ class Processors(nbdev.processors.FilterDefaults):
         for o in super().base_procs():
             ours = {'exec_show_docs': render_show_docs, 'add_show_docs': add_show_docs}
             res.append(ours.get(o.__name__, o))
-            if o.__name__ == 'add_show_docs': res += [show_constants, show_helpers]
+            if o.__name__ == 'add_show_docs': res.append(show_code)
         return res
 
     def __call__(self, nb):

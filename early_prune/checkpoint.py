@@ -620,15 +620,20 @@ def _widths(sizes):
 
 def _epochs(callbacks):
     o = callbacks.get('recorder', {})
-    names = [nm for nm in o.get('metric_names', []) if nm not in ('epoch', 'time')]
+    names = [str(nm) for nm in o.get('metric_names', []) if nm not in ('epoch', 'time')]
     return pd.DataFrame([list(row) for row in o.get('values', [])], columns=names).rename_axis('epoch').reset_index()
 
 # %% ../nbs/14_checkpoint.ipynb #e3a8b344
 def contents(
     path:str|Path, # File that `save_checkpoint` or `CheckpointCallback` wrote
 )->Contents:       # What it holds
-    "Look into a checkpoint without a learner."
+    "Look into a checkpoint without a learner; `ValueError` where the file is none."
     path,state = _newest(Path(path)),_read_learner(path)
+    try: return _contents(path, state)
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError, OverflowError) as e:
+        raise ValueError(f'{path} has a state that cannot be shown: {e!r}') from e
+
+def _contents(path, state):
     net,callbacks = state['network'],state['callbacks']
     tensors = [net['tensors'][nm] for nm in net['trained']]
     n = sum(t.numel() for t in tensors)

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 
 from early_prune import checkpoint
 from early_prune.callbacks import SparsifyCallback
-from early_prune.checkpoint import CheckpointCallback, read_state, resume, write_state
+from early_prune.checkpoint import CheckpointCallback, contents, read_state, resume, write_state
 from early_prune.compare import Results
 from early_prune.data import digits, read_cifar_bin, read_cifar_pickle, read_idx
 from early_prune.models import small_cnn
@@ -230,6 +230,9 @@ def wrong_states(tmp_path, n, seed):
             return plain
         rewrite(path, change)
         before = everything(learn)
+        with in_time():
+            try: contents(path)._repr_html_()
+            except ValueError as e: assert path.name in str(e)
         with in_time():
             try: resume(learn, path)
             except ValueError as e:
