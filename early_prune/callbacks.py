@@ -35,8 +35,8 @@ from .criteria import AtInit, magnitude, random_scores, rms_magnitude
 from .dependency import Groups, _all_tensors, plain, trace
 from .distributions import uniform
 from .masks import Masks, agree, averaged, digest, from_first, holds_zero, n_ranks
-from early_prune.ranking import (Averaged, Flops, Limits, Neurons, may_return, over_readers, rank, reachable, scores,
-    swap_neurons)
+from .ranking import (Averaged, Flops, Limits, Neurons, _neuron_wise, may_return, over_readers, rank, reachable,
+    scores, swap_neurons)
 from .regrowth import Exploration, Regrowth
 from .schedules import Schedule, one_cycle, plan, sched_cubic, sched_exponential
 from .surgery import clear_slices, cut, forget_neurons, mute_slices, rewrap, silence
@@ -388,6 +388,7 @@ class EarlyPruneCallback(_Together):
         **limits,                         # `floor`, `round_to`, `ignore`, `per_group` of `Limits`
     ):
         _check_parts(budget=budget, criterion=criterion, trigger=trigger, schedule=schedule, regrowth=regrowth)
+        _neuron_wise(criterion) # or it says what is wrong with it
         if steps<1: raise ValueError(f'`steps` is at least 1, got {steps}')
         if burst<0 or isinstance(burst, float) and burst>1:
             raise ValueError(f'`burst` is a number of batches or a share in [0, 1], got {burst}')

@@ -86,8 +86,13 @@ l1_norm = over_filters(magnitude, total=True)
 taylor_fo = over_filters(taylor, total=True, gradient=True)
 
 # %% ../nbs/09_ranking.ipynb #266a70a9
-def _score(model, groups, criterion):
-    return (criterion if hasattr(criterion, 'of_neurons') else over_filters(criterion))(model, groups)
+def _neuron_wise(criterion):
+    if hasattr(criterion, 'of_neurons'): return criterion
+    if not callable(criterion): raise TypeError(f'`criterion` is a function, got {criterion!r:.60}')
+    code = getattr(criterion, '__code__', None)
+    if code and code.co_argcount-len(criterion.__defaults__ or ())==2:
+        raise TypeError(f'`{criterion.__name__}` takes two arguments: mark a criterion for neurons with `of_neurons`')
+    return over_filters(criterion)
 
 def scores(
     model:nn.Module,    # Network; gradient criteria want a backward pass before
@@ -95,7 +100,7 @@ def scores(
     criterion:Callable, # Criterion for neurons, or for weights, which is then averaged over filters
 )->Tensor:              # Score of each neuron, `(n_neurons,)`, high = keep
     "Score all neurons."
-    found = _score(plain(model), groups, criterion)
+    found = _neuron_wise(criterion)(plain(model), groups)
     if (bad := found.isnan()).any():
         group = list(groups)[groups.group_of[bad.nonzero()[0].item()]]
         raise ValueError(f'{int(bad.sum())} scores are NaN, the first in {group.name}: are the weights finite?')
@@ -151,7 +156,7 @@ class Averaged:
         groups:Groups,   # Its table
     ):
         "Add the scores of the current batch."
-        found = _score(plain(model), groups, self.criterion)
+        found = _neuron_wise(self.criterion)(plain(model), groups)
         if self.total is not None and len(self.total)!=len(found): self.reset()
         self.total = found if self.total is None else self.total+found
         self.n += 1
@@ -231,6 +236,7 @@ NEURON_CRITERIA = dict(
 
 # %% ../nbs/09_ranking.ipynb #1535b8e6
 def _needed(unit, model, inputs):
+    if isinstance(inputs, Tensor): raise TypeError('`inputs` is a tuple of example inputs: write `(x,)`')
     if model is None or not len(inputs): raise ValueError(f'`{unit}` needs `model` and example `inputs`')
 
 def _share(ratio, name):
@@ -394,6 +400,7 @@ def rank(
     "Choose the neurons to keep: the highest scores that fit into the budget."
     if not isinstance(scores, Tensor):
         raise TypeError(f'`scores` is a tensor, as `scores(model, groups, criterion)` returns it, got {scores!r:.60}')
+    if not hasattr(budget, 'meter'): raise TypeError(f'`budget` is such as `Neurons(0.5)`, got {budget!r:.60}')
     order,meter = _Order(groups, scores, Limits(**limits)),budget.meter(groups, model, inputs)
     dense,low,high = of or meter(np.ones(groups.n_neurons, bool)),0,len(order.order)
     target = budget.target(dense)

@@ -32,11 +32,13 @@ def stay(self:Groups,
 )->np.ndarray:   # Whether each neuron stays, `(n_neurons,)`, bool
     "Turn kept indices into one array over all neurons."
     if isinstance(keep, np.ndarray): return keep
+    if not isinstance(keep, dict): raise TypeError(f'`keep` is a dictionary, as `rank` returns it, got {keep!r:.60}')
     found,out = {g.name:g for g in self},np.ones(self.n_neurons, bool)
     for nm,idxs in keep.items():
         if nm not in found: raise KeyError(f'`keep` names no group: {nm!r}; groups are {", ".join(list(found)[:8])}')
-        g,idxs = found[nm],np.asarray(list(idxs), np.int64)
+        g,idxs = found[nm],np.asarray(list(idxs))
         if len(idxs)==0: raise ValueError(f'{nm}: at least one neuron must stay')
+        if idxs.dtype.kind not in 'iu': raise TypeError(f'{nm}: indices of neurons are integers, got {idxs[0]}')
         if idxs.min()<0 or idxs.max()>=g.n:
             raise ValueError(f'{nm}: cannot keep neuron {idxs.max() if idxs.max()>=g.n else idxs.min()} of {g.n}')
         out[g.start:g.start+g.n] = False

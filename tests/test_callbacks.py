@@ -623,7 +623,8 @@ def test_wrong_parts_are_refused_before_training(parts, said):
 
 @pytest.mark.parametrize('parts,said', [
     (dict(budget=.5), r'write `Neurons\(0.5\)`'), (dict(budget=Neurons), '`budget` is a number of'),
-    (dict(trigger=3), '`trigger` is a function'), (dict(trigger=EPI), '`trigger` is a function')])
+    (dict(trigger=3), '`trigger` is a function'), (dict(trigger=EPI), '`trigger` is a function'),
+    (dict(criterion=lambda model, groups: None), 'with `of_neurons`')])
 def test_wrong_parts_of_a_cut_are_refused_before_training(parts, said):
     with pytest.raises(TypeError, match=said): EarlyPruneCallback(**(dict(budget=Neurons(.5)) | parts))
 

@@ -24,6 +24,7 @@ from early_prune.ranking import (
     l1_norm,
     l2_norm,
     lamp,
+    of_neurons,
     over_filters,
     random_neurons,
     rank,
@@ -236,6 +237,14 @@ def test_other_errors():
     with pytest.raises(ValueError, match='`scores` has 3'): rank(groups50, torch.ones(3), Neurons(.5))
     with pytest.raises(ValueError, match='Flops'): rank(groups50, scores50, Flops(.5))
     assert over_filters(taylor).__doc__==taylor.__doc__
+
+def test_wrong_kinds_are_named():
+    with pytest.raises(TypeError, match='`inputs` is a tuple'): rank(groups50, scores50, Flops(.5), net50, image)
+    with pytest.raises(TypeError, match=r'`budget` is .*Neurons\(0.5\)'): rank(groups50, scores50, .5)
+    with pytest.raises(TypeError, match='`criterion` is a function'): scores(net50, groups50, 'magnitude')
+    def two(model, groups): return torch.ones(groups.n_neurons)
+    with pytest.raises(TypeError, match='`two` takes two arguments.*of_neurons'): scores(net50, groups50, two)
+    assert scores(net50, groups50, of_neurons(two)).sum()==groups50.n_neurons
 
 class _Undecided(nn.Module):
     "A network whose course depends on values."

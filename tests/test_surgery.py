@@ -212,6 +212,8 @@ def test_errors_leave_everything_as_it_was():
     name = groups[0].name
     with pytest.raises(ValueError, match='at least one'): cut(net, groups, {name:[]})
     with pytest.raises(ValueError, match=f'cannot keep neuron 999 of {groups[0].n}'): cut(net, groups, {name:[0, 999]})
+    with pytest.raises(TypeError, match='integers'): cut(net, groups, {name:[.5, 1]})
+    with pytest.raises(TypeError, match='`keep` is a dictionary'): cut(net, groups, [0, 1])
     with pytest.raises(KeyError, match='nothing'): cut(net, groups, {'nothing':[0]})
     with pytest.raises(ValueError, match='another network'): cut(resnet(14), groups, keep)
     optimizer = torch.optim.Adafactor(net.parameters())
