@@ -173,6 +173,9 @@ def test_a_method_has_one_anchor():
     linked = prose(md(table.replace('`update`', '[`update`](core.html#update)')), md('### `Mask.update`'))
     assert '[`update`](page:#mask.update)' in linked and 'core.html' not in linked
 
+def test_a_number_stays_with_its_unit():
+    assert prose(md('95 % in 3 ms, `95 %` of 3 sets')).endswith('95\u00a0% in 3\u00a0ms, `95 %` of 3 sets')
+
 def readme(*cells): return to_markdown({'cells':list(cells)}, SITE)
 
 def test_readme_hides_what_the_page_hides():
@@ -186,6 +189,8 @@ def test_readme_stores_pictures_as_files():
     text,images = readme(md('The picture:'), code('plot()', out(image_png='aGk=')), code('plot()', svg))
     assert '![The picture](docs/images/readme-1.png)' in text and 'base64' not in text
     assert images == {'docs/images/readme-1.png':b'hi', 'docs/images/readme-2.svg':b'<svg/>'}
+    text,_ = readme(md('The picture:'), code('#| fig-alt: Two lines that cross.\nplot()', svg))
+    assert '![Two lines that cross.](docs/images/readme-1.svg)' in text
 
 def test_readme_links_lead_to_files():
     text,_ = readme(md('[a](00_core.ipynb) [b](tutorials/five.html) [c](../CHANGELOG.md)'))

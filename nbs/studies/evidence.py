@@ -101,6 +101,6 @@ def all_claims():
 def shown(claims):
     "The claims of one budget for a reader: gain and interval in points."
     ends = [f'{100*r.low:+.1f} to {100*r.high:+.1f}' if r.seeds>1 else '' for r in claims.itertuples()]
-    columns = dict(claim=claims.claim.astype(str), paper=claims.paper, sparsity=claims.sparsity, seeds=claims.seeds,
-                   gain=[f'{100*o:+.1f}' if o==o else '' for o in claims.gain], interval=ends, verdict=claims.verdict)
+    columns = dict(claim=claims.claim.astype(str), sparsity=claims.sparsity, verdict=claims.verdict,
+                   gain=[f'{100*o:+.1f}' if o==o else '' for o in claims.gain], interval=ends, seeds=claims.seeds, paper=claims.paper)
     return pd.DataFrame(columns).style.format({'sparsity':'{:g}'}).hide(axis='index')
