@@ -559,6 +559,23 @@ def pixel_unshuffle(dyes, out, x, r):
     "Space becomes channels: each channel is repeated"
     dyes.pour(out, [_laid(np.repeat(dyes.line(x, -3), r*r), -3, out.ndim)])
 
+@rule('im2col')
+def im2col(dyes, out, x, window, *args):
+    "Windows as columns: each channel is repeated for every place of the window"
+    dyes.pour(out, [_laid(np.repeat(dyes.line(x, -3), math.prod(window)), -2, out.ndim)])
+
+@rule('col2im')
+def col2im(dyes, out, x, size, window, *args):
+    "Columns back into windows: the places of a window are tied"
+    rows = dyes.line(x, -2).reshape(-1, math.prod(window))
+    dyes.pour(out, [_laid(dyes.tie_along(rows, {1}), -3, out.ndim)])
+
+@rule('unfold')
+def unfold(dyes, out, x, dim, size, step):
+    "Windows along one dimension, as a new last dimension: fixed along it, the others pass"
+    dyes.fix('it is read in windows', *(d for d in dyes.of(x) if dim%x.ndim in _varies(d)))
+    dyes.pour(out, [d[..., None] for d in dyes.of(x) if dim%x.ndim not in _varies(d)])
+
 @rule('as_strided')
 def as_strided(dyes, out, x, size, *args):
     "A new memory layout of the same shape passes; another shape is fixed"
@@ -977,9 +994,9 @@ class _Calls:
     def stop(self, e, given=()):
         if e is self.error: return # noted where it was raised
         self.error = e
-        reached = [o.ravel() for t in self.dyes.last or given for o in self.dyes.of(t)]
+        near,wide = ([o.ravel() for t in ts for o in self.dyes.of(t)] for ts in (self.dyes.last, given))
         why = f'the network stops when it shrinks: {_first_line(e)[:100]}'
-        self.stops.append((np.concatenate([*reached, np.zeros(0, int)]), why))
+        self.stops.append((*(np.concatenate([*o, np.zeros(0, int)]) for o in (near, wide)), why))
 
 # %% ../nbs/08_dependency.ipynb #a6cf2ffb
 def _growth(groups, trying):
@@ -1036,24 +1053,28 @@ def _stand_in(self:_Trials, neuron_of, times, dyes, place):
 @patch
 def failing(self:_Trials, groups, trying):
     dyes,shapes,stops = self.grown(groups, trying)
-    if stops and self.stopped and self.noted is None and not self.real:
+    found = [(_suspects(groups, trying, near, wide), why) for near,wide,why in stops]
+    if stops and self.noted is None and not self.real and (self.stopped or len(found[0][0])>1):
         self.first(note=True)
-        dyes,shapes,stops = self.grown(groups, trying)
+        return self.failing(groups, trying)
     self.stopped |= bool(stops)
-    if stops: return self._narrowed(groups, trying, stops)
+    if stops: return self._narrowed(groups, trying, found)
     self.last = dyes
     if _seen(shapes, self.real)==_seen(self.shapes, self.real): return _contradictions(dyes, groups.group_of)
     return {int(g):'the output changes its shape' for g in trying}
 
 @patch
-def _narrowed(self:_Trials, groups, trying, stops):
-    found = [(np.intersect1d(trying, groups.group_of[o[o>0]-1]), why) for o,why in stops]
-    found = [(o if len(o) else trying, why) for o,why in found]
+def _narrowed(self:_Trials, groups, trying, found):
     if alone := {int(o[0]):why for o,why in found if len(o)==1}: return alone
     others = np.setdiff1d(trying, np.concatenate([o for o,_ in found]))
     halves = zip(*(np.array_split(o, 2) for o,_ in found))
     first,second = (self.failing(groups, np.union1d(others, np.concatenate(o))) for o in halves)
     return first | second or {int(g):why for o,why in found for g in o}
+
+def _suspects(groups, trying, near, wide):
+    for colours in (near, wide):
+        if len(found := np.intersect1d(trying, groups.group_of[colours[colours>0]-1])): return found
+    return trying
 
 # %% ../nbs/08_dependency.ipynb #9500c12b
 @patch

@@ -124,6 +124,14 @@ def test_pixel_shuffle_and_padding():
     net = Net(lambda m,x: m.b(m.a(x) + F.pad(m.s(x), (0, 0, 0, 0, 1, 2))), a=conv(3, 6), s=conv(3, 3), b=conv(6, 2))
     assert len(assert_law(net, image))>=1
 
+def test_windows_as_columns():
+    net = Net(lambda m,x: m.b(F.unfold(m.a(x), 3, padding=1).view(len(x), -1, *x.shape[-2:])), a=conv(3, 4), b=conv(36, 2))
+    assert assert_law(net, image)['a'].places=={('a.weight', 0):1, ('a.bias', 0):1, ('b.weight', 1):9}
+    net = Net(lambda m,x: m.b(F.fold(m.a(x).flatten(2), (9, 9), 2)), a=conv(3, 8), b=conv(2, 2))
+    assert assert_law(net, image)['a'].places['a.weight', 0]==4
+    net = Net(lambda m,x: m.b(m.a(x).unfold(2, 3, 1).unfold(3, 3, 1).amax((-1, -2))), a=conv(3, 4), b=conv(4, 2))
+    assert trace(net.float(), image.float())['a'].n==4
+
 def test_tied_weights_and_functional_calls():
     net = Net(lambda m,x: F.linear(m.b(m.a(x).relu()), m.a.weight.T), a=nn.Linear(5, 7), b=nn.Linear(7, 7))
     groups = assert_law(net, torch.randn(4, 5).double())
