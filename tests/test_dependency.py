@@ -213,8 +213,12 @@ class Checked(Fixed):
         if h.shape[1]!=6: raise ValueError
         return x + self.back(h) + self.out(self.inner(x).relu())
 
-@pytest.mark.parametrize('kind', [Fixed, Checked])
-def test_many_stops_take_few_runs(monkeypatch, kind):
+class Derived(Fixed):
+    "The same, where the size in the code is counted from the width of the trunk, which is stuck as well."
+    def forward(self, x): return x + self.back(self.stuck(x).view(len(x), 3, x.shape[1]-6).flatten(1)) + self.out(self.inner(x).relu())
+
+@pytest.mark.parametrize('kind,trunk', [(Fixed, [8]), (Checked, [8]), (Derived, [])])
+def test_many_stops_take_few_runs(monkeypatch, kind, trunk):
     "What stops in each of many blocks is found together, and nothing else is fixed."
     flow,runs = dependency._flow,[]
     monkeypatch.setattr(dependency, '_flow', lambda *args: runs.append(1) or flow(*args))
@@ -223,11 +227,11 @@ def test_many_stops_take_few_runs(monkeypatch, kind):
         runs.clear()
         net = nn.Sequential(nn.Linear(3, 8), *(kind(8) for _ in range(n)), nn.Linear(8, 2))
         groups = assert_law(net, torch.randn(4, 3).double())
-        assert [g.n for g in groups]==[8]+[5]*n
+        assert [g.n for g in groups]==trunk+[5]*n
         assert all('stops' in groups.fixed[f'{i+1}.stuck.weight', 0] for i in range(n))
         assert not any('forward' in vars(m) for m in net.modules())
         found[n] = len(runs)
-    assert found[12]<2*found[2]
+    assert found[12]<=found[2]+2, found
 
 def test_a_network_that_stops_outside_of_its_modules():
     "There is no place behind it to go on from."
