@@ -420,21 +420,34 @@ def _band(ax, i, found, label):
     _line(ax, i, list(found), np.array([o[:least] for o in found.values()]).T, label)
 
 # %% ../nbs/15_compare.ipynb #8d383e7d
+def _paid(records): return np.array([(r.get('training_share', 1.), r['accuracy']) for r in records])
+
+def _moments(ax, found, color, label):
+    "A line through the means of a recipe that cuts after a fixed epoch, with the epochs."
+    means = {at:found[at].mean(0) for at in sorted(found)}
+    ax.plot(*np.array(list(means.values())).T, '.-', lw=1, color=color, label=label)
+    for at,o in means.items():
+        ax.annotate(f'{at:g}', o, (0, 4), textcoords='offset points', ha='center', fontsize=7, color=color)
+
 @patch
 def plot_cost(self:Comparison,
     ax=None, # Matplotlib axes; `None`: new ones
 ):           # The axes
-    "Draw accuracy over the share of the dense training that was spent: every run, and the mean of each recipe."
-    cells = self._cells()
-    ax,most = ax or plt.subplots(figsize=(6,3.4))[1],1.
-    for i,(cell,records) in enumerate(cells.items()):
-        x,y = zip(*((r.get('training_share', 1.), r['accuracy']) for r in records))
+    "Draw accuracy over the share of the dense training that was spent: every run, means, a line over fixed moments."
+    ax,lines = ax or plt.subplots(figsize=(6,3.4))[1],{}
+    for cell,records in self._cells().items():
+        named = dict(zip(self.by, cell))
+        at,label = named.get('at_epoch'),_label((named | dict.fromkeys({'at_epoch'} & set(self.by))).values(), self.by)
+        lines.setdefault(label, {})[at] = _paid(records)
+    for i,(label,found) in enumerate(lines.items()):
         turn,c = _turn(i)
-        ax.plot(x, y, 'o', ms=4, alpha=.35, color=f'C{c}', mec='none')
-        ax.plot(np.mean(x), np.mean(y), 's' if turn else 'D', color=f'C{c}', label=_label(cell, self.by))
-        most = max(most, *x)
-    ax.set(xlabel='training FLOPs, share of dense', ylabel='accuracy', xlim=(0,1.05*most))
-    _legend(ax, len(cells))
+        for paid in found.values(): ax.plot(*paid.T, 'o', ms=4, alpha=.35, color=f'C{c}', mec='none')
+        if None in found: ax.plot(*found[None].mean(0), 's' if turn else 'D', color=f'C{c}', label=label)
+        fixed = {at:o for at,o in found.items() if at is not None}
+        if fixed: _moments(ax, fixed, f'C{c}', f'{label}, cut after n epochs')
+    most = max(paid[:, 0].max() for found in lines.values() for paid in found.values())
+    ax.set(xlabel='training FLOPs, share of dense', ylabel='accuracy', xlim=(0,1.05*max(1., most)))
+    _legend(ax, len(lines))
     return ax
 
 @patch

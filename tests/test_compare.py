@@ -256,6 +256,8 @@ def test_pictures_and_page(tmp_path):
     comparison = Comparison(records, [dict(recipe='set', sparsity=.9, seed=1, error='<Oops>')])
     assert [o.get_text() for o in comparison.plot().get_legend().get_texts()]==['dense', 'agp', 'epi', 'epi, cut after 2']
     assert len(comparison.plot_runs().get_yticks())==5 and comparison.plot_cost().get_xlim()[1]==pytest.approx(1.05)
+    costs = [o.get_text() for o in comparison.plot_cost().get_legend().get_texts()]
+    assert costs==['dense', 'agp, 0.5', 'epi, 0.5', 'agp, 0.8', 'epi, 0.8, cut after n epochs']
     assert len(comparison.plot_curves().lines)==5 and comparison.table().training_share.tolist()==[1, 1, .5, 1, .5]
     page = comparison.report(tmp_path/'r.html', 'agp', title='A & B').read_text()
     assert 'A &amp; B' in page and '&lt;Oops&gt;' in page and page.count('<svg')==4 and [p.name for p in tmp_path.iterdir()]==['r.html']
