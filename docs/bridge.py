@@ -208,7 +208,7 @@ def plain(html): return re.sub(r'<[^>]+>|&nbsp;|`', '', html).strip()
 def mark_words(html):
     """Tables with the class `words` on the columns that hold no number: words begin at the left and may wrap.
 
-    Cells of more than two short words are `long` as well, and may break after an underscore.
+    Cells of more than two short words are `long` as well. Names may break after an underscore or a dot.
     Columns are counted from the right, because a name of several rows stands in the first of them only."""
     return re.sub(r'<table class="dataframe">.*?</table>', lambda m: _mark_table(m[0]), html, flags=re.S)
 
@@ -219,16 +219,18 @@ def _mark_table(html):
     words = {i-n for i, o in enumerate(columns) if o and not any(map(NUMBER.match, o))}
     return re.sub(r'<tr>.*?</tr>', lambda m: _mark_row(m[0], words), html, flags=re.S)
 
+BREAK = re.compile(r'(?<=[A-Za-z\d])(_(?=\w)|\.(?=[A-Za-z]|\d+\.[A-Za-z]))') # in a name, and not in a number
+
 def _mark_row(row, words):
     n = len(CELL.findall(row)) if 'colspan' not in row else 0
     def one(m):
         at = next(count) - n
-        kinds = ['words']*(at in words) + ['long']*(len(plain(m[3])) > 15 and (at in words or m[1] == 'th'))
-        if not kinds: return m[0]
+        if at not in words and m[1] == 'td': return m[0]
+        kinds = ['words']*(at in words) + ['long']*(len(plain(m[3])) > 15)
         old = re.search(r'class="([^"]*)"', m[2])
-        attrs = m[2].replace(old[0], '') if old else m[2]
-        inner = m[3].replace('_', '_<wbr>') if 'long' in kinds and '<' not in m[3] else m[3]
-        return f'<{m[1]}{attrs.rstrip()} class="{" ".join(([old[1]] if old else []) + kinds)}">{inner}</{m[1]}>'
+        attrs, kinds = m[2].replace(old[0], '') if old else m[2], ([old[1]] if old else []) + kinds
+        inner = m[3] if '<' in m[3] else BREAK.sub(r'\1<wbr>', UNIT.sub('\u00a0', m[3]))
+        return f'<{m[1]}{attrs.rstrip()}' + f' class="{" ".join(kinds)}"'*bool(kinds) + f'>{inner}</{m[1]}>'
     count = itertools.count()
     return CELL.sub(one, row)
 

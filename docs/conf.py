@@ -133,8 +133,13 @@ CODE = re.compile(r'(<div class="highlight-(?!myst-ansi)[\w-]+ notranslate"><div
                   r'(.*?)\n?(</pre>)', re.S)
 
 def hanging_lines(app, pagename, templatename, context, doctree):
-    "Each line of code is an element, so that a long one goes on below, indented, and nothing is out of sight."
-    def line(o): return f'<span class="line">{o}</span>'
+    """Each line of code is an element, so that a long one goes on below, indented, and nothing is out of sight.
+
+    Its own indent is an element, too: a word that is too long for the rest of the line begins there and not below."""
+    def line(o):
+        code = o.lstrip(' ')
+        n = len(o) - len(code)
+        return f'<span class="line i{min(-(-n//4)*4, 12)}"><i>{" "*n}</i>{code}</span>' if n else f'<span class="line">{o}</span>'
     def one(m): return m[1] + '\n'.join(map(line, m[2].removeprefix('<span></span>').split('\n'))) + '\n' + m[3]
     if 'body' in context: context['body'] = CODE.sub(one, context['body'])
 
