@@ -627,7 +627,7 @@ def _epochs(callbacks):
 def contents(
     path:str|Path, # File that `save_checkpoint` or `CheckpointCallback` wrote
 )->Contents:       # What it holds
-    "Look into a checkpoint without a learner; `ValueError` where the file is none."
+    "Look into a checkpoint without a learner; `ValueError` where the file is no checkpoint."
     path,state = _newest(Path(path)),_read_learner(path)
     try: return _contents(path, state)
     except (KeyError, IndexError, TypeError, AttributeError, ValueError, OverflowError) as e:

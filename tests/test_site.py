@@ -145,6 +145,40 @@ def test_some_page_has_maths(visit): assert any(visit(o)['maths'] for o in PAGES
 @pytest.mark.parametrize('name', PAGES+EXTRA)
 def test_page_is_not_wider_than_the_screen(visit, name, width): assert visit(name)['wide'][width] == []
 
+PHONE = r"""() => {
+  const box = e => e.getBoundingClientRect();
+  const texts = [...document.querySelectorAll('h3 code, h4 code')].map(box);
+  const meet = (a, b) => a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom;
+  const covered = [...document.querySelectorAll('a.source')].map(box).filter(b => texts.some(a => meet(a, b)));
+  const cut = [...document.querySelectorAll('.output table.dataframe')].map(t => t.closest('.output'))
+    .filter(o => o.scrollWidth > o.clientWidth).map(o => o.textContent.slice(0, 80));
+  const first = document.createRange();
+  const late = [...document.querySelectorAll('pre > .line > i:first-child')].filter(i => {
+    if (!i.getClientRects().length || !i.nextSibling) return false;
+    first.selectNodeContents(i.nextSibling);
+    return first.getClientRects()[0].top > box(i.parentElement).top + 12;
+  });
+  return {covered: covered.length, cut, late: late.map(i => i.parentElement.textContent)};
+}"""
+
+@pytest.mark.parametrize('name', ['callbacks', 'ranking', 'tutorials/grow_back'])
+def test_a_phone_shows_what_a_desk_shows(browser, url, name):
+    "No link on a heading, no table cut, and no line of code that begins below its own indent."
+    page = browser.new_page(viewport={'width':390, 'height':844})
+    page.goto(f'{url}/{name}.html', wait_until='load')
+    found = page.evaluate(PHONE)
+    page.close()
+    assert found=={'covered':0, 'cut':[], 'late':[]}
+
+def test_what_scrolls_fades_until_its_end(browser, url):
+    page = browser.new_page(viewport={'width':390, 'height':844})
+    page.goto(f'{url}/cli.html', wait_until='load')
+    wide = page.locator('pre.columns').first
+    assert 'more' in wide.get_attribute('class')
+    wide.evaluate('e => { e.scrollLeft = e.scrollWidth; }')
+    page.wait_for_function("!document.querySelector('pre.columns').classList.contains('more')")
+    page.close()
+
 def test_symbols_of_a_cell_keep_their_order(browser, url):
     page = browser.new_page()
     page.goto(f'{url}/ranking.html')
