@@ -139,7 +139,8 @@ def hanging_lines(app, pagename, templatename, context, doctree):
     def line(o):
         code = o.lstrip(' ')
         n = len(o) - len(code)
-        return f'<span class="line i{min(-(-n//4)*4, 12)}"><i>{" "*n}</i>{code}</span>' if n else f'<span class="line">{o}</span>'
+        if not 0 < n <= 20: return f'<span class="line">{o}</span>'
+        return f'<span class="line i{min(-(-n//4)*4, 12)}"><i>{" "*n}</i>{code}</span>'
     def one(m): return m[1] + '\n'.join(map(line, m[2].removeprefix('<span></span>').split('\n'))) + '\n' + m[3]
     if 'body' in context: context['body'] = CODE.sub(one, context['body'])
 

@@ -1,23 +1,24 @@
 // A table that is a little too wide is set smaller, so that its last column is seen; if that is not enough its names
 // break as well. One that is much too wide scrolls.
 function tighten() {
-  for (const table of document.querySelectorAll('.cell_output .output table.dataframe')) {
-    const box = table.closest('.output'), fits = () => box.scrollWidth <= box.clientWidth;
-    table.classList.remove('tight', 'breaks');
-    table.style.fontSize = '';
+  for (const box of document.querySelectorAll('.cell_output .output:has(table.dataframe)')) {
+    const tables = [...box.querySelectorAll('table.dataframe')], fits = () => box.scrollWidth <= box.clientWidth;
+    const mark = (name, on) => tables.forEach(o => o.classList.toggle(name, on));
+    tables.forEach(o => { o.style.fontSize = ''; });
+    mark('breaks', false);
+    mark('tight', false);
     if (fits()) continue;
-    table.classList.add('tight');
-    if (!fits() && !shrink(table, box)) {
-      table.classList.add('breaks');
-      if (!fits() && !shrink(table, box)) table.classList.remove('breaks');
-    }
+    mark('tight', true);
+    if (fits() || shrink(tables, box)) continue;
+    mark('breaks', true);
+    if (!fits() && !shrink(tables, box)) mark('breaks', false);
   }
 }
 
-// Whether the font can be made so small that a table fits, and still be read.
-function shrink(table, box) {
-  const share = box.clientWidth / box.scrollWidth;
-  if (share > .85) table.style.fontSize = `${parseFloat(getComputedStyle(table).fontSize) * share * .97}px`;
+// Whether the font can be made so small that tables fit, and still be read.
+function shrink(tables, box) {
+  const share = box.clientWidth / box.scrollWidth, size = parseFloat(getComputedStyle(tables[0]).fontSize);
+  if (share > .85) tables.forEach(o => { o.style.fontSize = `${size * share * .97}px`; });
   return share > .85;
 }
 
@@ -31,8 +32,9 @@ function columns() {
 function fade(el) { el.classList.toggle('more', el.scrollWidth - el.clientWidth - el.scrollLeft > 2); }
 
 // What scrolls can be reached and scrolled with the keyboard.
+const SCROLLS = 'pre, .cell_output .output, .cell_output:has(img.wide), .table-wrapper, div.equation .math';
 function reachable() {
-  for (const el of document.querySelectorAll('pre, .cell_output .output, .table-wrapper, div.equation .math')) {
+  for (const el of document.querySelectorAll(SCROLLS)) {
     if (el.scrollWidth > el.clientWidth || el.scrollHeight > el.clientHeight) el.tabIndex = 0;
     else el.removeAttribute('tabindex');
     fade(el);
@@ -41,4 +43,5 @@ function reachable() {
 }
 function fit() { columns(); tighten(); reachable(); }
 addEventListener('load', fit);
+document.addEventListener('load', reachable, true); // of a picture that comes late
 addEventListener('resize', fit);
