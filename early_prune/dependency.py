@@ -45,13 +45,17 @@ def _laid(colours, dim, ndim): return colours.reshape([-1 if i==dim%ndim else 1 
 
 def _lifted(dyes, ndim): return [d.reshape((1,)*(ndim-d.ndim)+d.shape) for d in dyes]
 
-def _on_meta(t): return t if t.is_meta else torch.empty_like(t, device='meta')
+_META = torch.device('meta')
+
+def _on_meta(t): return t if t.is_meta else torch.empty_like(t, device=_META)
 
 def _tensors(tree):
     if isinstance(tree, Tensor): return [tree]
-    if isinstance(tree, dict): tree = tree.values()
-    elif not isinstance(tree, (list, tuple)): return []
-    return [t for o in tree for t in _tensors(o)]
+    found = []
+    for o in tree.values() if isinstance(tree, dict) else tree if isinstance(tree, (list, tuple)) else ():
+        if isinstance(o, Tensor): found.append(o)
+        elif isinstance(o, (list, tuple, dict)): found += _tensors(o)
+    return found
 
 # %% ../nbs/08_dependency.ipynb #a2d3347f
 _NORMED = {'native_batch_norm', 'native_layer_norm', 'native_group_norm'}  # return statistics as well
@@ -75,7 +79,7 @@ class Dyes(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs,self.op = kwargs or {},func._schema.name.partition('::')[2]
         inputs = _tensors((args, kwargs))
-        if not self.real and ('device' in kwargs or not all(t.is_meta for t in inputs)):
+        if not self.real and (kwargs.get('device', _META)!=_META or not all(t.is_meta for t in inputs)):
             args,kwargs = self.to_meta(args, kwargs)
             inputs = _tensors((args, kwargs))
         self.last = inputs
@@ -96,7 +100,7 @@ class Dyes(TorchDispatchMode):
     def to_meta(self, args, kwargs):
         "Move what an operator is given to the meta device."
         moved = tree_map_only(Tensor, _on_meta, (args, kwargs))
-        return moved[0],moved[1] | ({'device':torch.device('meta')} if 'device' in kwargs else {})
+        return moved[0],moved[1] | ({'device':_META} if 'device' in kwargs else {})
 
     def shape_of(self, args, inputs):
         "What an operator returns whose shape is known without asking it; `None` if it must be asked."
@@ -106,7 +110,9 @@ class Dyes(TorchDispatchMode):
         last = self.op not in _PLAIN and x.ndim==4 and x.is_contiguous(memory_format=torch.channels_last)
         if not (alike and fits and (last or x.is_contiguous()) and x.is_floating_point()): return None
         out = x if self.op.endswith('_') else torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device='meta')
-        return (out, x.new_empty(0), x.new_empty(0)) if normed else out
+        if not normed: return out
+        nothing = torch.empty(0, dtype=x.dtype, device=_META)
+        return out,nothing,nothing
 
     def of(self, t):
         "The dyes of a tensor."
@@ -890,15 +896,16 @@ def _sizes(dyes, labels, number):
 
 # %% ../nbs/08_dependency.ipynb #956389bc
 def _grown(t, place, slots, times, real):
-    t = t.detach() if real else torch.empty_like(t, device='meta')
-    for d in range(t.ndim):
-        if (mine := slots.get((place, d))) is None: continue
-        n = times[mine]
-        if real:
-            doubles = np.setdiff1d(np.arange(n.sum()), (np.cumsum(n)-n)[n>0])
-            t = t.repeat_interleave(torch.from_numpy(n).to(t.device), d)
-            t = t.index_fill(d, torch.from_numpy(doubles).to(t.device), 0)
-        else: t = t.new_empty([*t.shape[:d], int(n.sum()), *t.shape[d+1:]])
+    counts = {d:times[slots[place, d]] for d in range(t.ndim) if (place, d) in slots}
+    if not counts: return t.detach() if real else torch.empty_like(t, device=_META)
+    if not real:
+        shape = [int(counts[d].sum()) if d in counts else n for d,n in enumerate(t.shape)]
+        return torch.empty(shape, dtype=t.dtype, device=_META)
+    t = t.detach()
+    for d,n in counts.items():
+        doubles = np.setdiff1d(np.arange(n.sum()), (np.cumsum(n)-n)[n>0])
+        t = t.repeat_interleave(torch.from_numpy(n).to(t.device), d)
+        t = t.index_fill(d, torch.from_numpy(doubles).to(t.device), 0)
     return t
 
 def _contradictions(dyes, group_of):
@@ -924,12 +931,12 @@ def resized(self:Groups,
     real:bool=False,  # Tensors with numbers; `False`: on the meta device
 ):                    # Tensors of the new sizes, `{name: tensor}`, for `call_with`
     "Give a network other sizes for the length of a `with` block."
-    modules,old = dict(model.named_modules()),[]
+    modules,old,times = dict(model.named_modules()),[],times.astype(np.int64)
     for nm,attr,mine in self.sizes:
         was,now = getattr(modules[nm], attr),int(times[mine].sum())
         old.append((modules[nm], attr, was))
         setattr(modules[nm], attr, (now,) if isinstance(was, tuple) else now)
-    try: yield {nm:_grown(t, nm, self.slots, times.astype(np.int64), real) for nm,t in _all_tensors(model).items()}
+    try: yield {nm:_grown(t, nm, self.slots, times, real) for nm,t in _all_tensors(model).items()}
     finally:
         for m,attr,was in reversed(old): setattr(m, attr, was)
 
@@ -1097,9 +1104,9 @@ def renumber(self:Groups,
     fix:dict=None,   # `{group: reason}` if the others are to be fixed; `None`: they are cut
 )->Groups:           # The next table
     "Keep some neurons in the table."
-    number = np.append(np.where(stay, np.cumsum(stay)-1, -1), -1)
+    number,stays = np.append(np.where(stay, np.cumsum(stay)-1, -1), -1),np.append(stay, True)
     left,group_of = np.unique(self.group_of[stay], return_inverse=True)
-    def _new(mine): return number[mine] if fix is not None else number[mine[np.append(stay, True)[mine]]]
+    def _new(mine): return number[mine] if fix is not None else number[mine[stays[mine]]]
     slots = {place:_new(mine) for place,mine in self.slots.items()}
     fixed = dict(self.fixed)
     for place,mine in self.slots.items() if fix is not None else ():
