@@ -94,9 +94,11 @@ def call_with(
     *inputs,         # What `model` takes
 ):                   # What `model` returns
     "Run `model` with other tensors in place of its own."
-    own = {id(t):nm for nm,t in [*model.named_parameters(), *model.named_buffers()]}
-    places = {f'{path}.{nm}'.lstrip('.'):own[id(t)] for path,m in model.named_modules()
-              for nm,t in [*m._parameters.items(), *m._buffers.items()] if t is not None}
+    own,places = {},{} # a tensor in several places goes by the name of the first
+    for path,m in model.named_modules():
+        for nm,t in [*m._parameters.items(), *m._buffers.items()]:
+            place = f'{path}.{nm}'.lstrip('.')
+            if t is not None: places[place] = own.setdefault(id(t), place)
     state = {place:tensors[nm] for place,nm in places.items() if nm in tensors}
     return functional_call(model, state, inputs, tie_weights=False)
 

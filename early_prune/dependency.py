@@ -158,10 +158,12 @@ def tie(self:Dyes,
     a,b:np.ndarray, # Integer arrays of colours that broadcast
 ):
     "Record that colours at the same place live or die together."
-    a,b = (o.ravel() for o in np.broadcast_arrays(a, b))
+    a,b = (o.ravel() for o in ((a, b) if a.shape==b.shape else np.broadcast_arrays(a, b)))
     both = (a!=0) & (b!=0)
-    if not both.all(): self.fix(f'a fixed size meets it: `{self.op}`', a[~both], b[~both])
-    self.ties.append((a[both], b[both]))
+    if not both.all():
+        self.fix(f'a fixed size meets it: `{self.op}`', a[~both], b[~both])
+        a,b = a[both],b[both]
+    self.ties.append((a, b))
 
 @patch
 def tie_along(self:Dyes, dye, dims):
