@@ -227,8 +227,9 @@ def _constant(found):
 
 def _fold(cell):
     code, names = _helpers(cell)
-    what = ', '.join(names[:4]) + ', …' * (len(names) > 4)
-    fold = f'<details class="code"><summary>Code: {what}</summary>\n\n```python\n{code}\n```\n\n</details>'
+    names = list(dict.fromkeys(nm for nm in names if nm.strip('_'))) # `_` is one of several of a kind
+    what = ': ' * bool(names) + ', '.join(names[:4]) + ', …' * (len(names) > 4)
+    fold = f'<details class="code"><summary>Code{what}</summary>\n\n```python\n{code}\n```\n\n</details>'
     return [fold] if code else []
 
 class render_show_docs(nbdev.processors.Processor):
