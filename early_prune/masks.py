@@ -529,7 +529,7 @@ def film_mask(
     "Draw masks one after the other: dark is kept, white is pruned, orange has come back since the last picture."
     if not masks: raise ValueError('`masks` needs at least one mask, got none')
     titles = [f'sparsity {1-m.float().mean():.2f}' for m in masks] if titles is None else titles
-    fig,palette,file = Figure((6,2.6), dpi=100),Image.new('P', (1,1)),BytesIO()
+    fig,palette,file = Figure((6,2.6), dpi=100, layout='none'),Image.new('P', (1,1)),BytesIO()
     canvas,ax = FigureCanvasAgg(fig),fig.add_axes((.08,.17,.9,.72))
     palette.putpalette([0xE6,0x9F,0] + [o for i in range(15) for o in [34+i*221//14]*3])
     films = [_draw(ax, canvas, *o).quantize(palette=palette, dither=0) for o in zip(masks, [masks[0], *masks], titles)]

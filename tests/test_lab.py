@@ -97,7 +97,7 @@ def _run_all(page, name):
     bars,end = 0,time.time()+60*MINUTES
     while time.time()<end:
         if page.locator('.jp-OutputArea progress').count() and not bars:
-            page.locator('.jp-OutputArea progress').first.scroll_into_view_if_needed()
+            page.evaluate("document.querySelector('.jp-OutputArea progress')?.scrollIntoView()") # it may be gone by now
             page.screenshot(path=SHOTS/f'{name}-training.png')
             bars = 1
         if page.locator(STATUS.format('idle')).count() and not page.locator('.jp-InputPrompt:text-is("[*]:")').count(): return bars

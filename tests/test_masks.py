@@ -285,6 +285,11 @@ def test_floors_take_from_the_others(data):
     assert sum(got.values())==k and all(least[i]<=got[i]<=units[i] for i in got)
     if all(quotas[i]>=least[i] for i in quotas): assert got==quotas
 
+def test_a_film_in_the_style_of_the_book(recwarn):
+    "Its axes lie where they are put: the style asks for a tight layout, which Matplotlib warns about."
+    with plt.rc_context({'figure.autolayout':True}): assert film_mask([torch.ones(4, 4, dtype=torch.bool)])[:3]==b'GIF'
+    assert not recwarn.list
+
 def test_film_is_compact_and_tells_what_came_back():
     torch.manual_seed(0)
     masks,figures = [torch.rand(8, 24)>.5 for _ in range(6)],plt.get_fignums()
