@@ -126,6 +126,11 @@ def private(outputs):
             for pat, what in PRIVATE:
                 if m := pat.search(s): return f'{what}: {m[0]}'
 
+def warned(outputs):
+    "What a reader would see on standard error; that this machine has a CUDA without a GPU is no news."
+    lines = ''.join(text(o.text) for o in outputs if o.output_type == 'stream' and o.name == 'stderr').splitlines()
+    return '\n'.join(o for o in lines if o.strip() and 'No CUDA runtime is found' not in o)
+
 # A notebook ---------------------------------------------------------------------------------------
 
 class Failed(Exception): pass
@@ -151,6 +156,7 @@ def refresh(path, flags, env, timeout, measure=False):
     for i, (cell, before) in enumerate(zip(nb.cells, old)):
         if cell.cell_type != 'code': continue
         if keeps_outputs(cell.source, flags): continue
+        if said := warned(cell.outputs): raise Failed(f'{name(path, cell, i)} warns:\n{said}\n\n{cell.source}')
         cell.outputs = tidy(cell.outputs, cell.id)
         if what := private(cell.outputs): raise Failed(f'{name(path, cell, i)} would store {what}\n\n{cell.source}')
         kept = before and 'measured' in directives(cell.source)[0] and not measure
