@@ -66,7 +66,9 @@ def _broadcast(self, t, rank):
     return t.tolist()
 
 def _mend_fastai():
-    from fastai.distributed import DistributedDL
+    with warnings.catch_warnings(): # tqdm, which accelerate imports, misses widgets that nobody asked for
+        warnings.filterwarnings('ignore', 'IProgress not found')
+        from fastai.distributed import DistributedDL
     if not torch.cuda.is_available(): DistributedDL._broadcast = _broadcast
 
 def _example(dls):
