@@ -1,10 +1,20 @@
 "What a network costs, against independent counts."
+import itertools
+import threading
+from collections import UserDict, UserList, deque
+from dataclasses import dataclass
+from functools import partial
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torchvision import models
 
-from early_prune.core import cost, evaluating, latency, layer_flops, layer_table, look_up, prunable, sparsity_of
+from early_prune.core import (
+    cost, evaluating, latency, layer_flops, layer_table, look_up, prunable, sparsity_of, tensors_in)
 
 
 def counted(model, x):
@@ -74,3 +84,40 @@ def test_ignore_takes_layers_and_names():
     for ignore in ('1', ('1',), ['1'], (net[1],), net[1], ('1.0', '1.1.weight')):
         assert list(prunable(net, ignore=ignore))==[nm for nm in everything if not nm.startswith('1.')], ignore
     assert '10.weight' in prunable(net, ignore=('1',)) # a name is not a prefix of letters
+
+# ---- tensors wherever they are
+
+@dataclass
+class Held: y:object
+@dataclass(slots=True)
+class Slotted: y:object
+class Private:
+    __slots__ = '__y'
+    def __init__(self, y): self.__y = y
+class Named(NamedTuple): y:object
+class Mixed(dict):
+    "A dictionary with an attribute of its own."
+    def __init__(self, y): self.extra = y
+def one_by_one(y): yield y
+def closed(y): return lambda: y
+
+WRAPS = [lambda y: y, lambda y: [y], lambda y: dict(a=(1, {'b':y})), Held, Slotted, Private, Named, Mixed, one_by_one, closed, lambda y: SimpleNamespace(y=y),
+         lambda y: {y}, lambda y: frozenset([y]), lambda y: deque([y]), lambda y: UserDict(a=y), lambda y: UserList([y]), lambda y: {1:y}.values(),
+         lambda y: {y:1}, lambda y: map(abs, [y]), lambda y: partial(print, y), lambda y: y.sum, lambda y: Held(one_by_one(Slotted(y))),
+         lambda y: torch.distributions.Normal(y, torch.ones_like(y)), lambda y: torch.distributions.Independent(torch.distributions.Normal(y, y+1), 1),
+         lambda y: torch.nn.utils.rnn.PackedSequence(y, torch.ones(3))]
+
+@pytest.mark.parametrize('wrap', WRAPS)
+def test_a_tensor_is_found_in(wrap):
+    y = torch.rand(3, 3)
+    found = [t for t in tensors_in(wrap(y)).values() if t.shape==y.shape]
+    assert any(t.equal(y) for t in found)
+
+def test_a_tensor_is_found_once_and_circles_end():
+    y,o = torch.rand(2),SimpleNamespace()
+    o.me,o.y,o.again = o,y,[y]
+    assert list(tensors_in(o))==['.y'] and list(tensors_in((y, 1, 'a', None, torch.float32, np.ones(2)), 'out'))==['out[0]']
+
+@pytest.mark.parametrize('o', [threading.Lock(), itertools.count(), object()], ids=str)
+def test_what_cannot_be_searched_is_refused(o):
+    with pytest.raises(TypeError, match=type(o).__name__): tensors_in(SimpleNamespace(o=[o]), 'y')
