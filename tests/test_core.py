@@ -14,7 +14,16 @@ from torch import nn
 from torchvision import models
 
 from early_prune.core import (
-    cost, evaluating, latency, layer_flops, layer_table, look_up, prunable, sparsity_of, tensors_in)
+    cost,
+    evaluating,
+    latency,
+    layer_flops,
+    layer_table,
+    look_up,
+    prunable,
+    sparsity_of,
+    tensors_in,
+)
 
 
 def counted(model, x):
