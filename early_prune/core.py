@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from dataclasses import asdict, dataclass
 from enum import Enum
-from functools import partial
+from functools import cache, partial
 from itertools import islice
 from numbers import Number
 from pathlib import PurePath
@@ -104,6 +104,7 @@ def call_with(
     model:nn.Module, # Network to run; it has its own tensors back afterwards
     tensors:dict,    # `{name: tensor}` for parameters and buffers; what is not named stays
     *inputs,         # What `model` takes
+    **named,         # What it takes by name
 ):                   # What `model` returns
     "Run `model` with other tensors in place of its own."
     own,places = {},{} # a tensor in several places goes by the name of the first
@@ -112,7 +113,7 @@ def call_with(
             place = f'{path}.{nm}'.lstrip('.')
             if t is not None: places[place] = own.setdefault(id(t), place)
     state = {place:tensors[nm] for place,nm in places.items() if nm in tensors}
-    return functional_call(model, state, inputs, tie_weights=False)
+    return functional_call(model, state, inputs, named, tie_weights=False)
 
 # %% ../nbs/00_core.ipynb #80a9878b
 _PLAIN = (type(None), Number, str, bytes, bytearray, range, slice, type, Enum, ModuleType, np.ndarray, np.generic,
@@ -121,11 +122,15 @@ _PLAIN = (type(None), Number, str, bytes, bytearray, range, slice, type, Enum, M
 _CONTAINERS = (list, tuple, deque, Set, MappingView, Iterator)
 _LONGEST = 10_000 # items of an iterator, which may have no end
 
-def _attributes(o):
-    slots = [(c, s) for c in type(o).__mro__ for s in np.atleast_1d(vars(c).get('__slots__', ()))]
+@cache
+def _slot_names(kind):
+    slots = [(c, s) for c in kind.__mro__ for s in np.atleast_1d(vars(c).get('__slots__', ()))]
     names = [f'_{c.__name__.lstrip("_")}{s}' if s[:2]=='__' and s[-2:]!='__' else str(s) for c,s in slots]
-    held = {s:getattr(o, s) for s in names if s not in ('__dict__', '__weakref__') and hasattr(o, s)}
-    return {f'.{nm}':v for nm,v in [*held.items(), *getattr(o, '__dict__', {}).items()]}
+    return tuple(s for s in names if s not in ('__dict__', '__weakref__'))
+
+def _slots(o): return {s:getattr(o, s) for s in _slot_names(type(o)) if hasattr(o, s)}
+
+def _attributes(o): return {f'.{nm}':v for nm,v in (_slots(o) | getattr(o, '__dict__', {})).items()}
 
 def _of_callable(o):
     if isinstance(o, partial): return {'.func':o.func, '.args':o.args, '.keywords':o.keywords}

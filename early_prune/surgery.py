@@ -22,7 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from .core import evaluating
-from .dependency import HEADS, HEADWISE, INNER, WIDTHS, Groups, plain
+from .dependency import HEADS, HEADWISE, INNER, WIDTHS, Groups, plain, set_size
 from .masks import Masks, optimizer_state
 
 # %% ../nbs/10_surgery.ipynb #062c5e2b
@@ -98,9 +98,7 @@ def _slow(optimizer, tensors, at):
 
 def _resize(model, sizes, stay):
     modules,stay = dict(model.named_modules()),np.append(stay, True)
-    for nm,attr,mine in sizes:
-        n = int(stay[mine].sum())
-        setattr(modules[nm], attr, (n,) if isinstance(getattr(modules[nm], attr), tuple) else n)
+    for nm,attr,mine in sizes: set_size(modules[nm], attr, int(stay[mine].sum()))
 
 # %% ../nbs/10_surgery.ipynb #a55f9b31
 @torch.no_grad()

@@ -1,7 +1,14 @@
 "Dye tracing: what is tied, what is fixed, and the law on random networks."
 import copy
+import functools
 import gc
+import random
+import threading
+import warnings
 import weakref
+from collections import UserDict, deque
+from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -398,7 +405,15 @@ def test_errors():
     class Silent(nn.Module):
         def forward(self, x): raise AssertionError
     with pytest.raises(ValueError, match='example inputs: AssertionError'): trace(Silent(), torch.randn(1, 3))
-    with pytest.raises(ValueError, match='real=True'): trace(Net(lambda m,x: m.a(x[x>0].view(1, -1)), a=net), torch.randn(1, 3))
+    def hidden(m, x): return m.b((h := m.a(x))[h>-9].view(len(x), -1))
+    with pytest.raises(ValueError, match='real=True'): trace(Net(hidden, a=nn.Linear(3, 4), b=nn.Linear(4, 2)), torch.randn(1, 3))
+    with pytest.raises(ValueError, match='dim') as e: trace(Net(lambda m,x: m.a(x[x>0].view(1, -1)), a=net), torch.tensor([[1., 2, -1]]))
+    assert 'real=True' not in str(e.value)
+    with pytest.raises(TypeError, match='lock'): trace(Net(lambda m,x: [m.a(x), threading.Lock()], a=net), torch.randn(1, 3))
+    warnings.simplefilter('ignore', FutureWarning)
+    for made in (torch.jit.script, lambda m: torch.jit.trace(m, torch.randn(1, 3))):
+        with pytest.raises(TypeError, match='Linear is scripted or traced'): trace(made(net), torch.randn(1, 3))
+    with pytest.raises(ValueError, match='lazy'): trace(nn.LazyLinear(3), torch.randn(1, 3))
     with pytest.raises(KeyError, match='no group'): trace(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), torch.randn(2, 3))['x']
 
 def test_real_arithmetic():
@@ -420,6 +435,275 @@ def test_json_round_trip():
     again = Groups.from_json(groups.to_json())
     assert shapes(again)==shapes(groups) and again.fixed==groups.fixed and again.made==groups.made
     assert all((a==b).all() for (_,_,a),(_,_,b) in zip(again.sizes, groups.sizes)) and again.origin()==groups.origin()
+
+# ---- a network that is looked at stays as it was
+
+@functools.lru_cache
+def waves(n): return torch.arange(n).float().sin()[:, None]
+@functools.cache
+def kept_for(n, device): return torch.linspace(1, 2, n, device=device)[:, None]
+TABLES = {}
+def shared(n):
+    if n not in TABLES: TABLES[n] = torch.eye(n).cumsum(0)/n
+    return TABLES[n]
+
+class Box:
+    "Something that a network holds and that is no module."
+    __slots__ = 'seen'
+    def __init__(self): self.seen = None
+
+class Keeps(nn.Module):
+    "A network that keeps something from its forward pass, in one of many places."
+    def __init__(self, way):
+        super().__init__()
+        self.a,self.o,self.way = nn.Linear(16, 32),nn.Linear(32, 5),way
+        self.table,self.kept,self.n,self.box,self.slot = None,{'deep':[{}]},0,SimpleNamespace(past=deque(maxlen=2)),Box()
+        self.plain,self.draws,self.source = torch.zeros(3),random.Random(0),torch.Generator().manual_seed(3)
+        self.register_buffer('counted', torch.zeros(()))
+        self.register_buffer('freqs', torch.arange(1., 7))
+        self.register_buffer('last', torch.zeros(2, 6, 32), persistent=False)
+        calls = 0
+        def count(x):
+            nonlocal calls
+            calls += 1
+            return x*calls
+        self.times = count
+    def scaled(self, x):
+        n,way = x.shape[1],self.way
+        if way=='attribute':
+            if self.table is None: self.table = torch.ones(n, n).tril()/n
+            return self.table @ x
+        if way=='container':
+            self.kept['deep'][0].setdefault(n, torch.ones(n)[:, None]*2)
+            return x*self.kept['deep'][0][n]
+        if way=='buffer made on the way':
+            if not hasattr(self, 'made'): self.register_buffer('made', torch.full((n, 1), .5))
+            return x*self.made
+        if way=='where the input is': return x*kept_for(n, x.device)
+        if way=='counter': self.n += 1; self.counted += 1; self.plain += 1; return x*self.n*self.counted*self.plain.sum()
+        if way=='object': self.box.past.append(x); self.slot.seen = x; return x*len(self.box.past)
+        if way=='random': return x*torch.rand(1)*random.random()*np.random.rand()*self.draws.random()*torch.rand(1, generator=self.source)
+        if way=='of a buffer':
+            if self.table is None: self.table = torch.outer(torch.arange(n), self.freqs).cos().sum(1)[:, None]
+            return x*self.table
+        if way=='written': self.last[:, :n] = x; return x+self.last[:, :n]*.5
+        return x*dict(cache=waves, module=shared).get(way, lambda n: 1)(n)[:, :1] if way in ('cache', 'module') else self.times(x)
+    def forward(self, x): return self.o(F.dropout(self.scaled(self.a(x)).relu(), .2, self.training))
+
+WAYS = ['attribute', 'container', 'buffer made on the way', 'where the input is', 'counter', 'object', 'random', 'of a buffer', 'written', 'cache',
+        'module', 'closure']
+
+def runs(net, x):
+    "What a network says, twice in evaluation and twice in training, from one seed."
+    torch.manual_seed(3); random.seed(3); np.random.seed(3)
+    with torch.no_grad(): return torch.stack([m(x) for m in (net.eval(), net, net.train(), net)])
+
+@pytest.mark.parametrize('real', [False, True])
+@pytest.mark.parametrize('way', WAYS)
+def test_a_look_leaves_no_trace(way, real):
+    "Bit for bit what an untraced twin says, and so does another network that shares a table."
+    for table in (waves, kept_for): table.cache_clear()
+    TABLES.clear()
+    torch.manual_seed(0)
+    net,x = Keeps(way),torch.randn(2, 6, 16)
+    twin = Keeps(way)
+    twin.load_state_dict(net.state_dict())
+    given,states = x.clone(),(torch.get_rng_state(), random.getstate(), str(np.random.get_state()))
+    trace(net, x, real=real)
+    assert x.equal(given) and states[0].equal(torch.get_rng_state()) and states[1:]==(random.getstate(), str(np.random.get_state()))
+    other = Keeps(way)
+    other.load_state_dict(twin.state_dict())
+    found = runs(net, x),runs(other, x)
+    for table in (waves, kept_for): table.cache_clear()
+    TABLES.clear()
+    want = runs(twin, x)
+    assert found[0].equal(want) and found[1].equal(want)
+    assert all(a.equal(b) for a,b in zip(net.state_dict().values(), twin.state_dict().values()))
+
+EVERYTHING = []
+def test_a_cache_outside_that_cannot_be_emptied_is_named():
+    def keeps(m, x): EVERYTHING.append(h := m.a(x)); return m.b(h)
+    with pytest.warns(UserWarning, match='tensors without numbers outside of Net, in objects of type list'):
+        trace(Net(keeps, a=nn.Linear(3, 4), b=nn.Linear(4, 2)), torch.randn(2, 3))
+
+def test_a_cache_of_what_parameters_touched_is_emptied():
+    @functools.lru_cache
+    def squared(net): return net.a.weight**2
+    net,x = Net(lambda m,x: m.b(F.linear(x, squared(m))), a=nn.Linear(3, 4), b=nn.Linear(4, 2)),torch.randn(2, 3)
+    want = squared(net).clone()
+    squared.cache_clear()
+    trace(net, x)
+    assert squared(net).equal(want)
+
+def test_hooks_gradients_and_modes_stay():
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(), nn.Linear(4, 2))
+    calls = []
+    net[0].register_forward_hook(lambda *args: calls.append(1))
+    net[3].weight.requires_grad_(False)
+    net[0].weight.grad = torch.ones(4, 3)
+    hooks = [dict(m._forward_hooks) for m in net]
+    trace(net.train(), torch.randn(4, 3))
+    assert hooks==[dict(m._forward_hooks) for m in net] and all(m.training for m in net) and calls==[]
+    assert [p.requires_grad for p in net.parameters()]==[True, True, True, True, False, True] and net[0].weight.grad.equal(torch.ones(4, 3))
+    assert net[1].num_batches_tracked==0 and net[1].running_mean.equal(torch.zeros(4))
+
+# ---- outputs, wherever they are
+
+@dataclass
+class Out: y:object
+class Slots:
+    __slots__ = 'y'
+    def __init__(self, y): self.y = y
+def one_by_one(y): yield y
+
+@pytest.mark.parametrize('wrap', [Out, Slots, one_by_one, lambda y: SimpleNamespace(y=y), lambda y: {y}, lambda y: deque([y]), lambda y: UserDict(y=y),
+    lambda y: dict(deep=[Out(one_by_one(Slots(y)))]), lambda y: functools.partial(print, y), lambda y: lambda: y,
+    lambda y: torch.distributions.Normal(y, torch.ones(()), validate_args=False)])
+def test_outputs_are_found_in(wrap):
+    groups = trace(Net(lambda m,x: wrap(m.o(m.a(x).relu())), a=nn.Linear(16, 32), o=nn.Linear(32, 6)), torch.randn(2, 16))
+    assert [g.name for g in groups]==['a'] and 'output' in groups.fixed['o.weight', 0]
+
+def test_inputs_by_name_and_in_objects():
+    class Kw(nn.Module):
+        def __init__(self): super().__init__(); self.a,self.h = nn.Linear(8, 16),nn.Linear(16, 3)
+        def forward(self, *, x): return self.h(self.a(x).relu())
+    class Obj(Kw):
+        def forward(self, b): return self.h(self.a(b.y).relu())
+    x = torch.randn(2, 8)
+    assert [g.n for g in trace(Kw(), x=x)]==[g.n for g in trace(Obj(), Out(x))]==[16]
+    with pytest.raises(ValueError) as e: trace(Kw(), dict(x=x))
+    assert 'real=True' not in str(e.value)
+
+# ---- numbers, courses and silence
+
+class Scaled(nn.Module):
+    "One head whose scale is a number in one of many forms."
+    ways = dict(tensor=lambda a,d: a/torch.sqrt(torch.tensor(float(d))), new=lambda a,d: a*a.new_tensor(d**-.5), full=lambda a,d: a*torch.full((), d**-.5),
+        full_like=lambda a,d: a*torch.full_like(a, d**-.5), new_full=lambda a,d: a*a.new_full((1, 1), d**-.5), power=lambda a,d: a*torch.tensor(float(d)).pow(-.5),
+        alpha=lambda a,d: torch.add(torch.zeros(()), a, alpha=d**-.5), batched=lambda a,d: torch.baddbmm(a.new_zeros(1, 1, 1), a, torch.eye(6), alpha=d**-.5) if a.ndim<3
+            else a/d**.5, count=lambda a,d: a/torch.ones(d).sum(), root=lambda a,d: a.pow(1/d), clamped=lambda a,d: a.clamp(max=1/d), eps=lambda a,d: F.softplus(a, beta=d),
+        late=lambda a,d: (a+torch.randn(6, 4)@torch.randn(4, 6)*0)/d, device=lambda a,d: a*torch.tensor(d**-.5, device=a.device))
+    def __init__(self, way): super().__init__(); self.way = self.ways[way]; self.q,self.k,self.v,self.o = (nn.Linear(16, n) for n in (32, 32, 16, 5))
+    def forward(self, x):
+        q,k,v = self.q(x),self.k(x),self.v(x)
+        return self.o(self.way(q@k.transpose(1, 2), q.shape[-1]).softmax(-1)@v)
+
+@pytest.mark.parametrize('way', Scaled.ways)
+def test_a_number_from_a_width_is_seen(way):
+    groups = trace(Scaled(way), torch.randn(2, 6, 16))
+    assert [g.name for g in groups if not g.exact]==['q']
+
+def test_a_number_from_another_groups_width_accuses_that_group():
+    "The colours near the number are those of `a`; it is the width of `b` that it depends on."
+    def forward(m, x): h,w = m.a(x),m.b(x); return m.o(h.relu()/w.shape[-1]) + m.p(w)
+    net = Net(forward, a=nn.Linear(8, 12), b=nn.Linear(8, 20), o=nn.Linear(12, 3), p=nn.Linear(20, 3))
+    assert 'b' in [g.name for g in trace(net, torch.randn(2, 8)) if not g.exact]
+
+MEET = dict(elu=lambda h: F.elu(h)+1, sigmoid=torch.sigmoid, exp=torch.exp, softplus=F.softplus, cosine=torch.cos, shifted=lambda h: h+1,
+            relu=torch.relu, gelu=F.gelu, tanh=torch.tanh, squared=lambda h: h*h, gated=lambda h: h*torch.sigmoid(h), doubled=lambda h: h/2)
+
+@pytest.mark.parametrize('f', MEET)
+def test_two_activations_in_a_sum(f):
+    "A sum over neurons of products of two activations is exact if one of them is zero where its neuron is."
+    f,loud = MEET[f],f in ('elu', 'sigmoid', 'exp', 'softplus', 'cosine', 'shifted')
+    net = lively(Net(lambda m,x: f(m.a(x)) @ f(m.b(x)).t(), a=nn.Linear(16, 24), b=nn.Linear(16, 24)))
+    got,want,groups,*_ = law(net, torch.randn(4, 16).double())
+    assert bool(groups.inexact)==loud and torch.allclose(got, want, rtol=1e-9)!=loud
+
+@pytest.mark.parametrize('f,exact', [(torch.relu, True), (torch.sigmoid, False)])
+def test_a_buffer_that_reads_neurons(f, exact):
+    net = Net(lambda m,x: F.linear(f(m.a(x)), m.b), a=nn.Linear(6, 8))
+    net.register_buffer('b', torch.randn(3, 8))
+    net = lively(net)
+    got,want,groups,*_ = law(net, torch.randn(4, 6).double())
+    assert [g.exact for g in groups] in ([exact], []) and (not len(groups) or torch.allclose(got, want)==exact)
+
+def narrow(limit, h): return h.relu() if h.shape[1]>=limit else h.tanh()
+COURSES = dict(wide=lambda h: narrow(32, h), middle=lambda h: narrow(20, h), over=lambda h: h.relu() if h.shape[1]<=32 else h.tanh(),
+               norm=lambda h: F.group_norm(h, 4 if h.shape[1]>=32 else 2) if h.shape[1]%4==0 else h)
+
+@pytest.mark.parametrize('way', COURSES)
+def test_a_course_that_depends_on_a_width(way):
+    net = Net(lambda m,x: m.o(m.b(COURSES[way](m.a(x))).relu()), a=nn.Linear(16, 32), b=nn.Linear(32, 24), o=nn.Linear(24, 5))
+    groups = trace(net, torch.randn(4, 16))
+    assert 'a' not in [g.name for g in groups if g.exact] and 'b' in [g.name for g in groups]
+
+def test_outputs_that_only_training_returns():
+    def forward(m, x): h = m.a(x).relu(); y,z = m.o(m.b(h).relu()),m.aux(h); return (y, z) if m.training else y
+    net = Net(forward, a=nn.Linear(16, 32), b=nn.Linear(32, 24), o=nn.Linear(24, 6), aux=nn.Linear(32, 6))
+    for batch in (1, 4): assert [g.name for g in trace(net, torch.randn(batch, 16))]==['a', 'b']
+
+def test_a_path_that_only_training_takes():
+    "It has no parameters of its own, and a size in its code."
+    def forward(m, x):
+        h = m.a(x).relu()
+        if m.training: h = h + h.view(len(x), 4, 8).flip(1).flatten(1)*.1
+        return m.o(h)
+    assert not len(trace(Net(forward, a=nn.Linear(16, 32), o=nn.Linear(32, 6)), torch.randn(4, 16)))
+    def forward(m, x): h,w = m.a(x),m.b(x); return m.o(h)+m.o(w) if m.training else m.o(h)+m.p(w)
+    net = Net(forward, a=nn.Linear(16, 32), b=nn.Linear(16, 32), o=nn.Linear(32, 6), p=nn.Linear(32, 6))
+    assert set(trace(net, torch.randn(4, 16))['a'].places)>={('a.weight', 0), ('b.weight', 0), ('p.weight', 1)}
+
+@pytest.mark.parametrize('batch', [1, 2, 3])
+@pytest.mark.parametrize('norm', [nn.InstanceNorm2d, lambda n,affine: nn.InstanceNorm2d(n, affine=affine, track_running_stats=True)])
+def test_instance_norm_with_any_batch(norm, batch):
+    net = nn.Sequential(conv(3, 16), norm(16, affine=True), nn.ReLU(), conv(16, 24), norm(24, affine=True), nn.ReLU(), conv(24, 2))
+    assert [g.n for g in assert_law(net, torch.randn(batch, 3, 8, 8).double())]==[16, 24]
+
+# ---- heads by meaning
+
+class Heads(nn.Module):
+    "Attention that knows its number of heads under any name, or from something that configures it."
+    def __init__(self, name, heads=4, width=8, **others):
+        super().__init__()
+        holder,_,self.key = name.rpartition('.')
+        self.config = {'kind':'x', self.key:heads} if holder=='dict' else SimpleNamespace(**{self.key:heads}) if holder else None
+        if not holder: setattr(self, name, heads)
+        for nm,v in others.items(): setattr(self, nm, v)
+        self.width = width
+        self.q,self.k,self.v,self.o = (nn.Linear(i, n) for i,n in ((16, heads*width),)*3+((heads*width, 16),))
+    def forward(self, x):
+        c = self.config
+        heads = getattr(self, self.key) if c is None else c[self.key] if isinstance(c, dict) else getattr(c, self.key)
+        q,k,v = (m(x).view(*x.shape[:2], heads, self.width).transpose(1, 2) for m in (self.q, self.k, self.v))
+        return self.o(((q@k.transpose(2, 3)/q.shape[-1]**.5).softmax(-1)@v).transpose(1, 2).flatten(2))
+
+@pytest.mark.parametrize('kwargs', [dict(name=nm) for nm in ('num_heads', 'h', 'nh', 'zahl', 'conf.heads', 'dict.n')] + [
+    dict(name='h', depth=4), dict(name='h', heads=8), dict(name='depth', num_heads=4), dict(name='h', heads=5, width=5)], ids=str)
+def test_heads_are_found_by_trying(kwargs):
+    "Whatever the number is called, and whatever else is as large."
+    net = nn.Sequential(nn.Linear(16, 16), Heads(**kwargs), nn.Linear(16, 2))
+    groups = assert_law(net, torch.randn(2, 6, 16).double())
+    assert [g.n for g in groups]==[16, kwargs.get('heads', 4), 16]
+
+def test_a_shared_configuration_is_not_changed_for_others():
+    net = nn.Sequential(*(Heads('conf.heads') for _ in range(3)), nn.Linear(16, 2))
+    for m in net[1:3]: m.config = net[0].config
+    groups = trace(net, torch.randn(2, 6, 16))
+    assert net[0].config is net[1].config and net[0].config.heads==4
+    cut(net, groups, {'0.q':(0, 2), '1.q':(1,)})
+    assert [m.config.heads for m in net[:3]]==[2, 1, 4] and net(torch.randn(2, 6, 16)).shape==(2, 6, 2)
+
+class Computed(nn.Module):
+    "Channels of a head are counted from the input."
+    def __init__(self, dim, heads): super().__init__(); self.num_heads = heads; self.qkv,self.proj = nn.Linear(dim, 3*dim),nn.Linear(dim, dim)
+    def forward(self, x):
+        b,n,c = x.shape
+        q,k,v = self.qkv(x).reshape(b, n, 3, self.num_heads, c//self.num_heads).permute(2, 0, 3, 1, 4)
+        return self.proj(((q@k.transpose(-2, -1)).softmax(-1)@v).transpose(1, 2).reshape(b, n, -1))
+
+@pytest.mark.parametrize('dim,heads', [(24, 6), (12, 3), (48, 12), (24, 4), (32, 4), (64, 16), (32, 8), (16, 4), (96, 6), (40, 5), (6, 2)])
+def test_heads_that_are_computed_never_stop(dim, heads):
+    class Around(nn.Module):
+        def __init__(self): super().__init__(); self.a,self.n,self.m,self.o = nn.Linear(16, dim),nn.LayerNorm(dim),Computed(dim, heads),nn.Linear(dim, 5)
+        def forward(self, x): x = self.a(x); return self.o(x+self.m(self.n(x)))
+    net,x = Around(),torch.randn(2, 9, 16)
+    groups = trace(net, x)
+    for alone in groups:
+        for n in range(1, alone.n):
+            small = copy.deepcopy(net)
+            cut(small, groups, {alone.name:range(n)})
+            small(x)
 
 # ---- attention classes
 
