@@ -158,8 +158,8 @@ class Dyes(TorchDispatchMode):
         kwargs = kwargs or {}
         inputs = _tensors((args, kwargs)) if kwargs else _tensors(args)
         self.op,pointwise,written = _facts(func)
-        self.used |= {t.name_in_model for t in inputs if hasattr(t, 'name_in_model')}
-        if self.real or not any(map(self.unknown, inputs)): return self.calculate(func, args, kwargs, inputs)
+        if self.follows: self.used.update(t.name_in_model for t in inputs if hasattr(t, 'name_in_model'))
+        if self.real or not self.unknown(inputs): return self.calculate(func, args, kwargs, inputs)
         if self.op in LIKE_NEW: # only the type of the first operand matters
             return self.calculate(func, (torch.empty(0, dtype=args[0].dtype, device=self.home), *args[1:]), kwargs, [])
         self.last = inputs
@@ -170,14 +170,17 @@ class Dyes(TorchDispatchMode):
             out = func(*args, **kwargs)
         self.last = ()
         if self.follows and any(map(self.of, inputs)): self.follow(func, out, args, kwargs)
-        self.note(pointwise, out, args, kwargs, inputs)
+        if self.op not in LAYOUT: self.note(pointwise, out, args, kwargs, inputs)
         if targets: return self.turn(targets, out)
-        self.leaves += map(weakref.ref, _tensors(out))
+        if isinstance(out, Tensor): self.leaves.append(weakref.ref(out))
+        else: self.leaves += map(weakref.ref, _tensors(out))
         return out
 
-    def unknown(self, t):
+    def unknown(self, tensors):
         "Whether a tensor has no numbers, because a parameter has touched it."
-        return t.is_meta or bool(self.turned) and _storage(t) in self.turned
+        for t in tensors:
+            if t.is_meta or self.turned and _storage(t) in self.turned: return True
+        return False
 
     def calculate(self, func, args, kwargs, inputs):
         "Calculate with numbers, on the device of the network."
@@ -193,7 +196,7 @@ class Dyes(TorchDispatchMode):
         if self.follows and any(map(self.of, inputs)):
             if written: self.marked += inputs
             self.follow(func, out, args, kwargs)
-            if self.real: self.note(pointwise, out, args, kwargs, inputs)
+            if self.real and self.op not in LAYOUT: self.note(pointwise, out, args, kwargs, inputs)
         return out
 
     def turn(self, targets, out):
@@ -210,7 +213,6 @@ class Dyes(TorchDispatchMode):
 
     def note(self, pointwise, out, args, kwargs, inputs):
         "Remember an operator: where it ran, with which numbers, the sizes of its result, and the colours near it."
-        if self.op in LAYOUT: return
         kinds = (int, float) if pointwise else float
         found = [o for o in (*args, *kwargs.values()) if isinstance(o, kinds) and o is not True and o is not False]
         if not self.real and 'norm' not in self.op:
@@ -259,15 +261,17 @@ def rule(
 @patch
 def follow(self:Dyes, func, out, args, kwargs):
     "Apply the rule of an operator, or fix all colours that reach it."
-    found = RULES.get(self.op) or RULES.get(self.op.removesuffix('_'))
-    if found is None and _facts(func)[1]: found = pointwise
+    found = RULES.get(self.op) or RULES.get(self.op.removesuffix('_')) or (pointwise if _facts(func)[1] else None)
+    given,self.zero = {k:v for k,v in kwargs.items() if k!='out'},None
+    why = f'no rule for `{self.op}`'
     if found is not None:
-        self.zero = None
-        found(self, out, *args, **kwargs)
-        zero = self.keeps_zero(func, args, kwargs) if self.zero is None else self.zero
-        for t in _tensors(out): t.silent = zero
-        return
-    for t in _tensors((args, kwargs)): self.fix(f'no rule for `{self.op}`', *self.of(t))
+        try:
+            found(self, out, *args, **given)
+            zero = self.keeps_zero(func, args, given) if self.zero is None else self.zero
+            for t in _tensors(out): t.silent = zero
+            return
+        except STOPS: why = f'the rule for `{self.op}` does not know this use of it'
+    for t in _tensors((args, kwargs)): self.fix(why, *self.of(t))
     for t in _tensors(out): t.dyes = ()
 
 # %% ../nbs/08_dependency.ipynb #b617ee12
@@ -511,6 +515,7 @@ def _grouped(dyes, xs, rows, cols, transposed, groups):
 def batch_norm(dyes, out, x, *params, **kwargs):
     "Batch norm: scale, shift and statistics belong to their channel"
     xs = dyes.line(x, 1)
+    dyes.count(xs, 'num_features')
     for p in _tensors((params, kwargs)):
         dyes.tie(xs, dyes.line(p, 0))
         dyes.count(dyes.line(p, 0), 'num_features')

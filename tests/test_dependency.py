@@ -2,6 +2,7 @@
 import copy
 import functools
 import gc
+import os
 import random
 import threading
 import warnings
@@ -17,9 +18,11 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 from torchvision.models import get_model
 
 from early_prune import dependency
+from early_prune.core import tensors_in
 from early_prune.dependency import HEADWISE, SHAPED, Dyes, Groups, headwise, plain, trace
 from early_prune.surgery import cut, silence
 
@@ -805,3 +808,101 @@ def test_the_law_holds_or_the_group_is_fixed(draws, seed):
     for (nm,d),mine in after.slots.items():
         if nm in tensors: assert tensors[nm].shape[d]==len(mine)
     small.train()(x).sum().backward()
+
+
+# ---- random networks that do what networks of strangers do
+
+@functools.lru_cache
+def grid(n): return torch.linspace(.5, 1.5, n*n, dtype=torch.float64).view(n, n)
+
+ACTS = torch.relu, torch.sigmoid, torch.tanh, torch.exp, F.softplus, lambda h: F.elu(h)+1, torch.cos, F.gelu
+SCALES = (lambda h,c: h*c**-.5, lambda h,c: h/torch.tensor(float(c)).sqrt(), lambda h,c: h*h.new_tensor(c**-.5), lambda h,c: h*torch.full((), c**-.5, dtype=h.dtype),
+          lambda h,c: torch.add(torch.zeros_like(h), h, alpha=1/c), lambda h,c: h*torch.tensor(float(c)).pow(-1), lambda h,c: h/torch.ones(c, dtype=h.dtype).sum())
+PACKS = lambda y: y, Out, lambda y: {'y':[y]}, lambda y: SimpleNamespace(y=y), lambda y: deque([y]), one_by_one
+
+class Wild(Random):
+    "Caches, scales from widths, sums of two activations, buffers, branches, paths of training, computed heads, normed weights."
+    def __init__(self, draws, pack):
+        super().__init__(draws)
+        self.pack,self.aux = PACKS[pack],nn.Linear(self.widths[len(self.widths)//2], 3)
+    def _cached(self, i, a, b, n):
+        def step(m, xs):
+            if not hasattr(m, f'table{i}'): setattr(m, f'table{i}', torch.ones(xs[a].shape[2:], dtype=xs[a].dtype).tril()/n)
+            return xs[a]*getattr(m, f'table{i}')
+        self._new(i, None, a, self.widths[a], step)
+    def _shared(self, i, a, b, n): self._new(i, None, a, self.widths[a], lambda m,xs: xs[a]*grid(xs[a].shape[-1]))
+    def _scaled(self, i, a, b, n): self._new(i, None, a, self.widths[a], lambda m,xs: SCALES[(n+b)%len(SCALES)](xs[a], xs[b].shape[1]))
+    def _product(self, i, a, b, n):
+        f,g = ACTS[n%len(ACTS)],ACTS[(n+b)%len(ACTS)]
+        self.layers[f'{i}q'],self.layers[f'{i}k'] = conv(self.widths[a], n),conv(self.widths[b], n)
+        def step(m, xs):
+            q,k = f(m.layers[f'{i}q'](xs[a])).flatten(2),g(m.layers[f'{i}k'](xs[b])).flatten(2)
+            return (q.transpose(1, 2) @ k).mean(2).view(len(q), 1, *xs[a].shape[2:])
+        self._new(i, None, a, 1, step)
+    def _buffer(self, i, a, b, n):
+        self.register_buffer(f'reads{i}', torch.randn(n, self.widths[a], 1, 1))
+        self._new(i, None, a, n, lambda m,xs: F.conv2d(ACTS[b%len(ACTS)](xs[a]), getattr(m, f'reads{i}')))
+    def _shifted(self, i, a, b, n):
+        self.register_buffer(f'shift{i}', torch.randn(self.widths[a], 1, 1))
+        self._new(i, None, a, self.widths[a], lambda m,xs: xs[a]+getattr(m, f'shift{i}'))
+    def _branch(self, i, a, b, n):
+        limit = self.widths[a]+b%3-1
+        self._new(i, None, a, self.widths[a], lambda m,xs: xs[a].relu() if xs[a].shape[1]>=limit else xs[a].tanh())
+    def _trained(self, i, a, b, n):
+        if self.widths[a]!=self.widths[b]: return self._act(i, a, b, n)
+        self._new(i, None, a, self.widths[a], lambda m,xs: xs[a]+xs[b]*.1 if m.training else xs[a]*2)
+    def _computed(self, i, a, b, n):
+        d,heads = self.widths[a],2 if self.widths[a]%2==0 else 1
+        def attend(m, xs): return m.layers[i](xs[a].flatten(2).transpose(1, 2)).transpose(1, 2).unflatten(2, xs[a].shape[2:])
+        self._new(i, Computed(d, heads), a, d, attend)
+    def _heads(self, i, a, b, n):
+        self.layers[f'{i}in'],self.layers[f'{i}out'] = nn.Linear(self.widths[a], 16),nn.Linear(16, n)
+        def attend(m, xs):
+            t = m.layers[f'{i}in'](xs[a].flatten(2).transpose(1, 2))
+            return m.layers[f'{i}out'](m.layers[i](t)).transpose(1, 2).unflatten(2, xs[a].shape[2:])
+        self._new(i, Heads(('nh', 'cfg.k', 'heads')[b%3], heads=2+b%3, width=3), a, n, attend)
+    def _normed(self, i, a, b, n):
+        wrap = weight_norm if b%2 else spectral_norm
+        self._new(i, wrap(conv(self.widths[a], n)), a, n)
+    def _instance(self, i, a, b, n): self._new(i, nn.InstanceNorm2d(self.widths[a], affine=bool(b%2)), a, self.widths[a])
+    def _groups(self, i, a, b, n):
+        if self.widths[a]%2: return self._act(i, a, b, n)
+        count = (lambda c: 2) if b%2 else (lambda c: c//2)
+        self._new(i, None, a, self.widths[a], lambda m,xs: F.group_norm(xs[a], count(xs[a].shape[1])))
+    def forward(self, x):
+        xs = [x]
+        for step in self.steps: xs.append(step(self, xs))
+        y = self.pack(self.head(xs[-1].mean((2, 3))))
+        return (y, self.aux(xs[len(xs)//2].mean((2, 3)))) if self.training else y
+
+WILD = KINDS+[nm[1:] for nm in vars(Wild) if nm[0]=='_' and nm[1]!='_']
+wild = st.lists(st.tuples(st.sampled_from(WILD), st.integers(0, 30), st.integers(0, 30), st.integers(2, 6)), min_size=2, max_size=9)
+
+def only_one(out): return next(iter(tensors_in(out).values()))
+
+def violations(draws, seed, pack):
+    "Look at a network, cut what is exact, and list what is wrong."
+    grid.cache_clear()
+    net,x = lively(Wild(draws, pack)),torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    twin,bad = copy.deepcopy(net),[]
+    groups = trace(net, x)
+    with torch.no_grad():
+        if not only_one(net(x)).equal(only_one(twin(x))): bad.append('the network was changed by looking')
+        keep = {g.name:idxs for g,idxs in zip(groups, some(groups, seed=seed).values()) if g.exact}
+        masked,small = silence(copy.deepcopy(twin), groups, keep),copy.deepcopy(twin)
+        cut(small, groups, keep)
+        got,want = only_one(small(x)),only_one(masked(x))
+        if got.shape!=want.shape or not torch.allclose(got, want, rtol=1e-7, atol=1e-7*max(1., want.abs().max().item())): bad.append('cut differs from masked')
+        out = small.train()(x)
+        if [t.shape[1] for t in tensors_in(out).values()]!=[2, 3]: bad.append('an output was cut')
+    sum(t.sum() for t in tensors_in(small(x)).values()).backward()
+    return bad
+
+@settings(max_examples=60, deadline=None)
+@given(draws=wild, seed=st.integers(0, 5), pack=st.integers(0, len(PACKS)-1))
+def test_the_law_holds_in_the_wild(draws, seed, pack): assert not violations(draws, seed, pack)
+
+@pytest.mark.slow
+@settings(max_examples=int(os.environ.get("GRAPHS", 3000)), deadline=None)
+@given(draws=wild, seed=st.integers(0, 5), pack=st.integers(0, len(PACKS)-1))
+def test_the_law_holds_in_3000_wild_networks(draws, seed, pack): assert not violations(draws, seed, pack)
