@@ -8,10 +8,8 @@ __all__ = ['write_state', 'read_state', 'loader_state', 'load_loader', 'save_che
 
 # %% ../nbs/14_checkpoint.ipynb #1368cd90
 import json
-import os
 import random
 import warnings
-import zlib
 from dataclasses import dataclass
 from functools import singledispatch
 from pathlib import Path
@@ -25,13 +23,14 @@ from fastai.learner import Learner, Metric
 from fastai.torch_core import rank_distrib
 from fastcore.basics import GetAttr, patch
 from fastcore.foundation import L
-from safetensors import SafetensorError, safe_open
+from filelock import Timeout
 from torch import Tensor, nn
 
 from .data import ImageDL
 from .dependency import HEADWISE, plain
 from .masks import optimizer_state
-from .surgery import _attributes, _fill, _owned, _passing, _replace, rewrap
+from .surgery import (_attributes, _fill, _older, _owned, _passing, _replace, free, lock_of, read_tensors, rewrap,
+    storable, write_tensors)
 
 # %% ../nbs/14_checkpoint.ipynb #d206bc9c
 class _Packer:
@@ -47,6 +46,9 @@ class _Packer:
         raise TypeError(f'`{name}` is {type(o).__name__}, and a state holds numbers, text, tensors, lists and dicts')
 
     def _sequence(self, o, name):
+        if len(o)>15 and (columns := _columns(o)):
+            return {'rows':[self(list(v), f'{name}.{i}') if type(v[0]) is float else
+                            {'ints':self._tensor(torch.tensor(v), f'{name}.{i}')} for i,v in enumerate(columns)]}
         if len(o)>15 and all(type(v) is float for v in o):
             return {'floats':self._tensor(torch.tensor(list(o), dtype=torch.float64), name)}
         if len(o)>15 and all(isinstance(v, Tensor) and v.ndim==0 and v.dtype==o[0].dtype for v in o):
@@ -54,15 +56,16 @@ class _Packer:
         kind = 'L' if isinstance(o, L) else type(o).__name__ if type(o) in (list, tuple) else 'list'
         return {kind:[self(v, f'{name}.{i}') for i,v in enumerate(o)]}
 
-# %% ../nbs/14_checkpoint.ipynb #093051eb
-_NAMES = {torch.float64:'F64', torch.float32:'F32', torch.float16:'F16', torch.bfloat16:'BF16',
-          torch.float8_e4m3fn:'F8_E4M3', torch.float8_e5m2:'F8_E5M2', torch.complex64:'C64', torch.bool:'BOOL',
-          torch.int64:'I64', torch.int32:'I32', torch.int16:'I16', torch.int8:'I8',
-          torch.uint64:'U64', torch.uint32:'U32', torch.uint16:'U16', torch.uint8:'U8'}
+def _columns(o): # of a list of tuples of numbers, as a history is
+    if not all(type(v) is tuple and v and len(v)==len(o[0]) for v in o): return None
+    columns = list(zip(*o))
+    whole = all(all(type(n) is float for n in v) or all(type(n) is int and abs(n)<2**63 for n in v) for v in columns)
+    return columns if whole else None
 
+# %% ../nbs/14_checkpoint.ipynb #093051eb
 @patch
 def _tensor(self:_Packer, t, name):
-    if t.dtype not in _NAMES: raise TypeError(f'`{name}` has type {t.dtype}, which safetensors cannot hold')
+    storable(t, name)
     key = t.data_ptr(),tuple(t.shape),t.stride(),t.dtype,t.device
     if t.numel() and key in self.seen: return self.seen[key][0]
     last = t.ndim==4 and not t.is_contiguous() and t.is_contiguous(memory_format=torch.channels_last)
@@ -82,9 +85,16 @@ class _Unpacker:
         if 'tensor' in o: return self._tensor(**o)
         (kind,v), = o.items()
         if kind=='dict': return {k:self(x) for k,x in v.items()}
-        if kind=='floats': return self(v).double().tolist()
-        if kind=='scalars': return list(self(v).view(-1))
+        if kind=='rows': return list(zip(*map(self, v), strict=True))
+        if kind in ('floats', 'ints', 'scalars'): return self._listed(kind, **v)
         return {'list':list, 'tuple':tuple, 'L':L}[kind]([self(x) for x in v])
+
+    def _listed(self, kind, tensor, shape=None, last=False):
+        if tensor in self.made: raise ValueError(f'{tensor!r:.60} is two things')
+        t = self._tensor(tensor).view(-1)
+        wanted = dict(floats=torch.float64, ints=torch.int64).get(kind, t.dtype)
+        if t.dtype!=wanted: raise ValueError(f'{kind} cannot be {t.dtype}')
+        return list(t) if kind=='scalars' else t.tolist()
 
     def _tensor(self, tensor, shape=None, last=False):
         if tensor in self.made: return self.made[tensor]
@@ -99,92 +109,45 @@ class _Unpacker:
             raise ValueError(f'{len(t)} bytes of a mask cannot have shape {shape}')
         return torch.from_numpy(np.unpackbits(t.numpy(), count=n).view(bool)).view(shape)
 
-# %% ../nbs/14_checkpoint.ipynb #604ba7df
+# %% ../nbs/14_checkpoint.ipynb #fa12915f
 _FORMAT = 'early_prune checkpoint 1'
 
-def _sync_folder(path):
-    fd = os.open(path, os.O_RDONLY)
-    try: os.fsync(fd)
-    finally: os.close(fd)
-
-def _older(path, i): return path if i==0 else path.with_name(f'{path.stem}.{i}{path.suffix}')
-
-def _rotate(path, keep):
-    for i in range(keep-1, 0, -1):
-        if _older(path, i-1).exists(): os.replace(_older(path, i-1), _older(path, i))
-
-# %% ../nbs/14_checkpoint.ipynb #d5e0af7d
-_PIECE = 2**19
-
-def _header(tensors, meta):
-    header,at = {'__metadata__':meta},0
-    for nm,t in sorted(tensors.items()):
-        header[nm],at = dict(dtype=_NAMES[t.dtype], shape=list(t.shape), data_offsets=[at, at+t.nbytes]),at+t.nbytes
-    text = json.dumps(header).encode()
-    text += b' '*(-len(text)%8)
-    return len(text).to_bytes(8, 'little') + text
-
-def _checksum(text, tensors, write=lambda piece: None):
-    check = zlib.crc32(text.encode())
-    for nm,t in sorted(tensors.items()):
-        check = zlib.crc32(f'{nm} {t.dtype} {list(t.shape)}'.encode(), check)
-        numbers = t.reshape(-1).view(torch.uint8).numpy()
-        for i in range(0, len(numbers), _PIECE):
-            check = zlib.crc32(piece := numbers[i:i+_PIECE], check)
-            write(piece)
-    return f'{check:08x}'
-
-def _save_file(tensors, path, meta):
-    with open(path, 'wb') as f:
-        f.write(_header(tensors, meta | dict(check='0'*8)))
-        check = _checksum(meta['state'], tensors, f.write)
-        f.seek(0)
-        f.write(_header(tensors, meta | dict(check=check)))
-        f.flush()
-        os.fsync(f.fileno())
-
-# %% ../nbs/14_checkpoint.ipynb #fa12915f
 def write_state(
-    path:str|Path, # File to write, `.safetensors`
+    path:str|Path, # File to write, `.safetensors`; a link stays a link
     state:dict,    # Numbers, text, tensors, and lists, tuples and dicts of them
     keep:int=1,    # Files to keep, this one included
 )->Path:           # The file
     "Write a state into one file; the old file stays until the new one is whole."
-    path,packer = Path(path),_Packer()
+    packer = _Packer()
     text = json.dumps(packer(state), separators=(',', ':'))
-    draft = path.with_name(f'.{path.name}.part')
-    try:
-        _save_file(packer.tensors, draft, dict(format=_FORMAT, state=text))
-        _rotate(path, keep)
-        os.replace(draft, path)
-    except OSError as e: raise OSError(f'{path} could not be written: {e}') from e
-    finally: draft.unlink(missing_ok=True)
-    if os.name=='posix': _sync_folder(path.parent)
-    return path
+    return write_tensors(path, packer.tensors, dict(format=_FORMAT, state=text), keep)
 
 # %% ../nbs/14_checkpoint.ipynb #16bbec92
 def _newest(path): return next((o for o in (_older(path, i) for i in range(2)) if o.is_file()), path)
 
-def _open(path):
-    try:
-        with safe_open(path, 'pt') as f: return f.metadata() or {},{nm:f.get_tensor(nm).clone() for nm in f.keys()}
-    except (SafetensorError, RuntimeError, OverflowError) as e:
-        raise ValueError(f'{path} is no checkpoint, or it is damaged: {e}') from e
+def _whole_older(path, read): # the newest of the older files that can be read, and what is in it
+    for i in range(1, 100):
+        if not _older(path, i).is_file(): return None,None
+        try: return _older(path, i),read(_older(path, i))
+        except ValueError: continue # damaged as well: the one before it
+    return None,None
 
 def read_state(
     path:str|Path, # File that `write_state` wrote
 )->dict:           # The state
     "Read a state, or say what is wrong with the file."
     path = _newest(Path(path))
-    if not path.is_file(): raise FileNotFoundError(f'`path` is no file: {path}')
-    meta,tensors = _open(path)
-    if meta.get('format')!=_FORMAT:
-        raise ValueError(f'{path} has format {meta.get("format")!r}, this version reads {_FORMAT!r}')
-    text = meta.get('state', '')
-    if meta.get('check')!=_checksum(text, tensors): raise ValueError(f'{path} is damaged: its checksum is another')
-    try: state = _Unpacker(tensors)(json.loads(text))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, RuntimeError) as e:
-        raise ValueError(f'{path} has a state that cannot be read: {e!r}') from e
+    try: return _read_state(path)
+    except ValueError as e:
+        older,_ = _whole_older(path, _read_state)
+        if older is None: raise
+        raise ValueError(f'{e}; {older} is whole') from e
+
+def _read_state(path):
+    meta,tensors = read_tensors(path, _FORMAT)
+    try: state = _Unpacker(tensors)(json.loads(meta.get('state', '')))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, RuntimeError, OverflowError) as e:
+        raise ValueError(f'{path} has a state that cannot be read: {str(e)[:200]!r}') from e
     if not isinstance(state, dict): raise ValueError(f'{path} holds no state, but {type(state).__name__}')
     return state
 
@@ -520,8 +483,24 @@ def before_train(self:_Continue):
     self.beginning = state['start']
 
 # %% ../nbs/14_checkpoint.ipynb #36f5bb8d
+def _locked(path):
+    lock = lock_of(path)
+    try: lock.acquire()
+    except Timeout as e: raise OSError(f'`path` is the checkpoint of another training that runs: {path}') from e
+    except OSError as e: raise OSError(f'{path} cannot be written: {e}') from e
+    return lock
+
+def _newest_whole(path):
+    try: return _read_learner(_newest(path))
+    except ValueError as e:
+        older,state = _whole_older(path, _read_learner)
+        if older is None: raise
+        warnings.warn(f'{e}: going on from {older}', stacklevel=2)
+        return state
+
 class CheckpointCallback(_Continue):
     "Write a checkpoint while a `Learner` trains, and go on from it when the same fit is called again."
+    claimed = None # the lock, while a fit runs
     def __init__(self,
         path:str|Path,             # File to write, `.safetensors`
         every:int|float|None=None, # Batches (int) or share of the training (float) between two; `None`: an epoch
@@ -535,6 +514,14 @@ class CheckpointCallback(_Continue):
         if keep<1: raise ValueError(f'`keep` is at least 1 file, got {keep}')
         self.every,self.keep,self.resume,self.beginning,self.entered = every,keep,resume,None,False
 
+    def __setattr__(self, name, value):
+        super().__setattr__(name, value)
+        if name=='learn' and value is None: self._let_go() # the fit has ended, or an error has ended it
+
+    def _let_go(self):
+        if vars(self).get('claimed') is not None: free(self.claimed)
+        vars(self)['claimed'] = None
+
     def __repr__(self): return f'CheckpointCallback({self.path}, every={self.every}, keep={self.keep})'
 
     def before_fit(self):
@@ -543,8 +530,9 @@ class CheckpointCallback(_Continue):
         super().before_fit()
 
     def _find(self):
+        if self.claimed is None and not rank_distrib(): self.claimed = _locked(self.path)
         waits = any(type(cb) is _Continue and cb.wanted is not None for cb in self.learn.cbs)
-        return _read_learner(self.path) if self.resume and not waits and _newest(self.path).is_file() else None
+        return _newest_whole(self.path) if self.resume and not waits and _newest(self.path).is_file() else None
 
     def before_train(self):
         "Go on where the file is, or note how the epoch begins."
@@ -584,6 +572,7 @@ def after_fit(self:CheckpointCallback):
     "Count a fit that has ended."
     if self.entered: vars(self.learn)['_finished'] = _finished(self.learn)+1
     self.beginning,self.entered = None,False
+    self._let_go()
 
 # %% ../nbs/14_checkpoint.ipynb #41279dd6
 @dataclass(frozen=True, repr=False)

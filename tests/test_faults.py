@@ -20,7 +20,7 @@ from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
 from fastai.torch_core import set_seed
 
-from early_prune import checkpoint
+from early_prune import checkpoint, surgery
 from early_prune.callbacks import EarlyPruneCallback
 from early_prune.checkpoint import CheckpointCallback, read_state, write_state
 from early_prune.criteria import rms_magnitude
@@ -29,7 +29,7 @@ from early_prune.dependency import trace
 from early_prune.models import resnet, small_cnn
 from early_prune.ranking import Neurons, rank, scores
 from early_prune.recipes import recipe
-from early_prune.surgery import cut
+from early_prune.surgery import cut, save
 from early_prune.triggers import AtEpoch
 
 EPOCHS,BATCHES,BS = 3,8,32
@@ -111,7 +111,7 @@ def kill(path, case, at, delay):
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     os.close(pipe)
-    return path.with_name(f'.{path.name}.part').exists()
+    return bool(list(path.parent.glob(f'.{path.name}.*.part')))
 
 def survive(tmp_path, case, chains, kills, seed=0):
     "Kill each of `chains` trainings `kills` times; how often a write was hit, and how many ended otherwise."
@@ -163,7 +163,7 @@ def test_the_same_learner_goes_on(tmp_path, whole, event, error):
     assert digest(trained(path, learn=learn, every=3))==whole
 
 def test_ctrl_c_within_a_write(tmp_path, whole, monkeypatch):
-    path,learn,write = tmp_path/'x.safetensors',learner(small_cnn),checkpoint._save_file
+    path,learn,write = tmp_path/'x.safetensors',learner(small_cnn),surgery._save_file
     def interrupted(tensors, draft, meta):
         write(tensors, draft, meta)
         os.truncate(draft, 1000)
@@ -172,7 +172,7 @@ def test_ctrl_c_within_a_write(tmp_path, whole, monkeypatch):
         def switch(*args):
             if path.exists() and read_state(path)['place']['train_iter']==9: interrupted(*args)
             write(*args)
-        m.setattr(checkpoint, '_save_file', switch)
+        m.setattr(surgery, '_save_file', switch)
         with pytest.raises(KeyboardInterrupt): trained(path, learn=learn)
     assert [o.name for o in tmp_path.iterdir()]==['x.safetensors'] and read_state(path)['place']['train_iter']==9
     assert digest(trained(path, learn=learn))==whole
@@ -258,3 +258,100 @@ def test_a_worker_that_dies(tmp_path, capfd):
     assert dying.exitcode==1 and ('DataLoader worker' in said or 'ConnectionResetError' in said)
     flag.unlink()
     assert fit('x.safetensors')==want
+
+def writes(path, keep, seed, until):
+    "A process that writes states of its own, over and over."
+    if (pid := os.fork())==0:
+        try:
+            chance = torch.Generator().manual_seed(seed)
+            while True: write_state(path, dict(seed=seed, x=torch.rand(int(until), generator=chance)), keep)
+        finally: os._exit(1)
+    return pid
+
+def two_writers(path, keep, kills, seed=0):
+    "Kill one of two writers, again and again; how often no whole newest file lay under its name."
+    chance,damaged = random.Random(seed),0
+    write_state(path, dict(seed=0))
+    pids = [writes(path, keep, i, 2e4) for i in (1, 2)]
+    for i in range(kills):
+        time.sleep(chance.uniform(.01, .06))
+        os.kill(pids[i%2], signal.SIGKILL)
+        os.waitpid(pids[i%2], 0)
+        for _ in range(3):
+            try: surgery.read_tensors(path, checkpoint._FORMAT) # not the older one, as `read_state` would where it is missing
+            except (ValueError, OSError): damaged += 1
+        pids[i%2] = writes(path, keep, 3+i, 2e4)
+    for pid in pids: os.kill(pid, signal.SIGKILL); os.waitpid(pid, 0)
+    for o in path.parent.glob(f'{path.stem}*.safetensors'): read_state(o)
+    write_state(path, dict(a=1), keep)
+    assert not list(path.parent.glob('.*.part')), 'drafts of the dead are left'
+    return damaged
+
+@pytest.mark.parametrize('keep', [1, 2, 3])
+def test_two_writers(tmp_path, keep): assert two_writers(tmp_path/'x.safetensors', keep, 6)==0
+
+@pytest.mark.slow
+@pytest.mark.parametrize('keep', [1, 2, 3])
+def test_two_hundred_kills_of_two_writers(tmp_path, keep):
+    damaged = two_writers(tmp_path/'x.safetensors', keep, 200, 1)
+    print(f'keep={keep}: 200 kills, {damaged} reads of a damaged or missing file')
+    assert damaged==0
+
+def test_a_second_training_of_one_path_is_refused(tmp_path, monkeypatch):
+    "In another process; in the same one it is the same training that goes on. The lock dies with its process."
+    path,(ours,theirs) = tmp_path/'x.safetensors',os.pipe()
+    if (pid := os.fork())==0:
+        try:
+            hold = surgery.lock_of(path).acquire()
+            os.write(theirs, b'1')
+            time.sleep(60)
+        finally: os._exit(int(hold is None))
+    os.read(ours, 1)
+    monkeypatch.setattr(surgery, 'PATIENCE', .2)
+    with pytest.raises(OSError, match='another training that runs: .*x.safetensors'): trained(path)
+    with pytest.raises(OSError, match='another process writes it'): write_state(path, dict(a=1))
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    trained(path)
+    assert [o.name for o in tmp_path.iterdir()]==['x.safetensors']
+
+@pytest.mark.parametrize('linked', [False, True])
+def test_a_link_stays_a_link_and_modes_follow_the_umask(tmp_path, linked, monkeypatch):
+    (tmp_path/'far').mkdir()
+    path,far = tmp_path/'x.safetensors',tmp_path/'far'/'y.safetensors'
+    if not linked:
+        def link(*args): raise OSError(errno.EPERM, 'no hard links here')
+        monkeypatch.setattr(os, 'link', link)
+    os.symlink(far, path)
+    old = os.umask(0o027)
+    try:
+        for i in range(3): write_state(path, dict(i=i), keep=2)
+        save(small_cnn(), tmp_path/'net.safetensors')
+    finally: os.umask(old)
+    assert path.is_symlink() and read_state(path)==dict(i=2) and read_state(far.with_name('y.1.safetensors'))==dict(i=1)
+    assert sorted(o.name for o in far.parent.iterdir())==['y.1.safetensors', 'y.safetensors']
+    assert [o.stat().st_mode&0o777 for o in (far, tmp_path/'net.safetensors')]==[0o640]*2
+
+def test_the_whole_file_before_a_damaged_one(tmp_path, whole):
+    "It is named, and a training goes on from it and says so."
+    path,learn = tmp_path/'x.safetensors',learner(small_cnn)
+    cbs = [recipe('granet', .9), CheckpointCallback(path, 3, keep=3), RaiseAt('after_batch', 13, RuntimeError('stop'))]
+    with pytest.raises(RuntimeError, match='stop'): learn.fit_one_cycle(EPOCHS, 1e-2, cbs=cbs)
+    data = path.read_bytes()
+    path.write_bytes(data[:-100])
+    with pytest.raises(ValueError, match=r'x.1.safetensors is whole'): read_state(path)
+    with pytest.warns(UserWarning, match='going on from .*x.1.safetensors'): again = trained(path)
+    assert digest(again)==whole
+    path.write_bytes(data[:-100])
+    (tmp_path/'x.1.safetensors').write_bytes(b'')
+    with pytest.raises(ValueError, match='x.2.safetensors is whole'): read_state(path)
+
+def test_a_full_disk_when_a_network_is_saved(tmp_path, monkeypatch):
+    "One line with the path, and no leftover; the old file stays."
+    path = save(small_cnn(), tmp_path/'net.safetensors')
+    before = path.read_bytes()
+    def sync(fd): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    monkeypatch.setattr(os, 'fsync', sync)
+    with pytest.raises(OSError, match='net.safetensors could not be written: .*No space'): save(small_cnn(), path)
+    assert path.read_bytes()==before and [o.name for o in tmp_path.iterdir()]==['net.safetensors']
+    with pytest.raises(OSError, match='missing.net.safetensors'): save(small_cnn(), tmp_path/'missing'/'net.safetensors')

@@ -8,6 +8,7 @@ import signal
 import struct
 from contextlib import contextmanager
 from pathlib import Path
+from time import perf_counter
 
 import numpy as np
 import pytest
@@ -16,9 +17,8 @@ from fastai.callback.schedule import Learner
 from fastai.metrics import accuracy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save_file
 
-from early_prune import checkpoint
+from early_prune import checkpoint, surgery
 from early_prune.callbacks import SparsifyCallback
 from early_prune.checkpoint import CheckpointCallback, contents, read_state, resume, write_state
 from early_prune.compare import Results
@@ -144,10 +144,10 @@ def test_any_bytes(tmp_path, data, name):
 
 def rewrite(path, change):
     "A file with another header and other tensors, and a checksum that is right."
-    with checkpoint.safe_open(path, 'pt') as f: meta,tensors = f.metadata(),{nm:f.get_tensor(nm).clone() for nm in f.keys()}
+    meta,tensors = surgery.read_tensors(path, checkpoint._FORMAT)
     plain = change(json.loads(meta['state']), tensors)
     text = plain if isinstance(plain, str) else json.dumps(plain)
-    save_file(tensors, path, meta | dict(state=text, check=checkpoint._checksum(text, tensors)))
+    surgery.write_tensors(path, tensors, meta | dict(state=text))
 
 def bomb_of_bits(plain, tensors):
     tensors['x'] = torch.zeros(8, dtype=torch.uint8)
@@ -199,6 +199,106 @@ def test_headers_that_claim_too_much(tmp_path, data):
             assert refused(lambda p: load(small_cnn, p), path)
     read()
     assert peak_of(read)<2**24
+
+def entry(dtype='F32', shape=(1,), at=(0, 4)): return dict(dtype=dtype, shape=list(shape), data_offsets=list(at))
+
+def a_header(chance):
+    "A header that lies in one or several of many ways, and the bytes it promises, or fewer."
+    n = chance.choice((1, 2, 5))
+    header = {f'{i}.weight':entry(at=(4*i, 4*i+4)) for i in range(n)} | {'__metadata__':dict(format=chance.choice(
+        ('early_prune 1', 'early_prune checkpoint 1')), check='00000000', state='{}', early_prune='{}')}
+    odd = [-1, 0, 2**31, 2**63, 2**64, 10**400, 1.5, True, None, '4', [], {}, float('nan'), 'F4', 'F8_E8M0', 'x'*10**5]
+    for _ in range(chance.randrange(1, 4)):
+        key = chance.choice(list(header))
+        how = chance.randrange(8)
+        if how==0: header[key] = chance.choice(odd)
+        elif how==1 and isinstance(header[key], dict): header[key][chance.choice(('dtype', 'shape', 'data_offsets', 'format', 'check'))] = chance.choice(odd)
+        elif how==2: header[key] = entry(shape=[chance.choice((0, 1, 2**20, 2**40, 2**62)) for _ in range(chance.randrange(70))])
+        elif how==3: header[key] = entry(at=chance.choice(((0, 0), (4, 0), (0, 2**60), (-4, 0), (8, 12), (0,), (0, 4, 8))))
+        elif how==4: header |= {f't{i}':entry(shape=(0,), at=(0, 0)) for i in range(chance.choice((10, 3000, 60_000)))}
+        elif how==5: header['n'*chance.choice((1, 10**4, 10**6))] = entry()
+        elif how==6: header['__metadata__'] = chance.choice((None, [], dict(format=1), {'format':'x'*10**6}, {'format':'early_prune 1', 'early_prune':'['*10**5}))
+        else: header[key] = entry(dtype=chance.choice(('F4', 'F6_E2M3', 'F8_E8M0', 'f32', '', 'C128')))
+    text = json.dumps(header)
+    text = chance.choice((text, text, text[:-1], '['*10**5, '{"a":'*10**4, '1'*10**5, text.replace('"shape": [1]', '"shape": ['+'9'*5000+']')))
+    data = text.encode(chance.choice(('utf-8', 'utf-8', 'utf-16')))
+    return struct.pack('<Q', len(data)+chance.choice((0, 0, 0, -1, 1)))+data+bytes(4*n-chance.choice((0, 0, 1)))
+
+def constructed(tmp_path, n, seed):
+    path,chance = tmp_path/'x.safetensors',random.Random(seed)
+    path.write_bytes(a_header(chance))
+    for read in (read_state, lambda p: load(small_cnn, p)): refused(read, path) # what they import is no memory of theirs
+    for _ in range(n):
+        path.write_bytes(a_header(chance))
+        for read in (read_state, lambda p: load(small_cnn, p)):
+            start,found = perf_counter(),[]
+            grown = peak_of(lambda: found.append(refused(read, path)))
+            assert found==[True] and perf_counter()-start<1 and grown<2*path.stat().st_size+2**25
+
+def test_constructed_headers(tmp_path): constructed(tmp_path, 40, 0)
+
+@pytest.mark.slow
+def test_five_hundred_constructed_headers(tmp_path): constructed(tmp_path, 500, 1)
+
+def reheaded(path, change, tensors=lambda o: None):
+    "A network whose header is another, with a checksum that is right."
+    meta,found = surgery.read_tensors(path, surgery.FORMAT)
+    header = json.loads(meta['early_prune'])
+    header = change(header) or header
+    tensors(found)
+    surgery.write_tensors(path, found, dict(format=surgery.FORMAT, early_prune=json.dumps(header)))
+
+def half_the_channels(header): next(iter(header['sizes'].values()))['out_channels'] //= 2
+def more_groups(header): next(iter(header['sizes'].values()))['groups'] = 3
+def too_wide(header): next(iter(header['sizes'].values()))['in_channels'] = 10**9
+def of_no_type(header): header['sizes'] = [1]
+def no_table(header): return [1]
+def as_true(header): next(iter(header['sizes'].values()))['groups'] = True
+
+@pytest.mark.parametrize('change', [half_the_channels, more_groups, too_wide, of_no_type, no_table, as_true])
+def test_networks_whose_sizes_lie(tmp_path, change):
+    path = a_network(tmp_path/'x.safetensors')
+    reheaded(path, change)
+    assert refused(lambda p: load(small_cnn, p), path)
+
+def test_no_weight_is_left_to_chance(tmp_path):
+    "A header that says a weight may be missing does not make it so."
+    path,names = a_network(tmp_path/'x.safetensors'),list(small_cnn().state_dict())
+    for nm in names:
+        a_network(path)
+        reheaded(path, lambda header: header.update(passing=names), lambda found, nm=nm: found.pop(nm))
+        assert refused(lambda p: load(small_cnn, p), path), nm
+
+@pytest.mark.parametrize('shape', ['zero', 'shorter bias', 'complex', 'int'])
+def test_networks_whose_tensors_lie(tmp_path, shape):
+    path,nm = a_network(tmp_path/'x.safetensors'),next(iter(small_cnn().state_dict()))
+    def tensors(found):
+        t = found[nm]
+        found[nm] = dict(zero=t[:0], complex=t.to(torch.complex64), int=t.long()).get(shape, t[:2])
+    reheaded(path, lambda header: None, tensors)
+    assert refused(lambda p: load(small_cnn, p), path)
+
+def test_a_file_that_is_rewritten_while_it_is_read(tmp_path):
+    "Shrunk, overwritten and replaced by another process: the old state, the new one, or the documented error."
+    path,found = write_state(tmp_path/'x.safetensors', dict(x=torch.ones(2**20))),set()
+    good = path.read_bytes()
+    if (pid := os.fork())==0:
+        try:
+            while True:
+                with open(path, 'r+b') as f: f.truncate(1000); f.seek(0); f.write(good)
+        finally: os._exit(0)
+    try:
+        for _ in range(60): found.add(refused(read_state, path))
+    finally: os.kill(pid, signal.SIGKILL); os.waitpid(pid, 0)
+    assert True in found
+
+def test_long_histories_are_numbers(tmp_path):
+    "Ten times as many entries make the header no longer."
+    history = [(i, i/7) for i in range(100_000)]
+    path = write_state(tmp_path/'x.safetensors', dict(history=history, due=[1]*20, odd=[(1, 2.), (1, 2)]*10))
+    assert int.from_bytes(path.read_bytes()[:8], 'little')<2000
+    state = read_state(path)
+    assert state['history']==history and state['due']==[1]*20 and [type(b) for _,b in state['odd']]==[float, int]*10
 
 def leaves(o, at=()):
     "Paths to all values of a state that is ready for JSON."
