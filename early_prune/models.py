@@ -151,7 +151,7 @@ def _torchvision(name, n_in=3, n_out=10, **kwargs):
     extra = dict(aux_logits=False, init_weights=False) if name in ('googlenet','inception_v3') else {}
     return set_n_in_(tvm.get_model(name, weights=None, num_classes=n_out, **{**extra, **kwargs}), n_in)
 
-_OURS = {'small_cnn':small_cnn,
+_OURS = {'small_cnn':small_cnn, 'narrow_resnet8':partial(resnet, 8, width=8),
          **{f'resnet{o}':partial(resnet, o) for o in (8,14,20,32,44,56,110)},
          **{f'small_vgg{o}':partial(vgg, o) for o in _VGG},
          **{f'cifar_resnet{o}':partial(_cifar, f'resnet{o}') for o in (18,34,50,101,152)}}

@@ -49,8 +49,9 @@ def test_keys_of_stored_runs_stay_valid():
             n += 1
     assert n>=190 and Run('agp', .9).key=='5fe356f0e95f'
     base = Run('epi', .5)
-    later = [Run('epi', .5, **o) for o in (dict(valid=.1), dict(at_epoch=0), dict(bf16=True), dict(channels_last=True))]
-    assert len({r.key for r in [base, *later]})==5
+    later = [Run('epi', .5, **o) for o in (dict(valid=.1), dict(at_epoch=0), dict(bf16=True), dict(channels_last=True),
+                                                 dict(training='sgd_steps'))]
+    assert len({r.key for r in [base, *later]})==6
 
 def test_the_test_images_are_looked_at_once(monkeypatch):
     "Epochs are judged on images held out of the training part; the test set is read once, after the last of them."
@@ -85,6 +86,28 @@ def test_runs_cut_at_the_epoch_asked_for():
     with learn.no_bar(), learn.no_logging(): record = train_run(learn, run)
     assert record['cut_at']==record['at_epoch']==1 and record['training_flops']==pytest.approx(
         3*record['training_share']*Run.__dataclass_fields__['bs'].default*2*3*learn.early_prune.dense_flops)
+
+def test_the_training_of_the_papers():
+    "SGD with Nesterov momentum and weight decay; the rate falls after half and three quarters, the masks hold."
+    run,seen = Run('rigl', .9, epochs=4, limit=128, training='sgd_steps', lr=.05, every=2),[]
+    learn = make_learner(run)
+    class Look(Callback):
+        order = 70 # after the scheduler of the rate (60)
+        def before_batch(self):
+            if self.training: seen.append((self.opt.opt.param_groups[0], self.opt.hypers[0]['lr'], len(self.learn.sparsify.history)))
+    learn.add_cb(Look())
+    with learn.no_bar(), learn.no_logging(): record = train_run(learn, run)
+    groups,rates,_ = zip(*seen)
+    assert type(learn.opt.opt) is torch.optim.SGD
+    assert groups[0]['nesterov'] and groups[0]['momentum']==.9 and groups[0]['weight_decay']==5e-4
+    assert rates==pytest.approx([.05]*4+[.005]*2+[.0005]*2) and record['sparsity_reached']==pytest.approx(.9, abs=.01)
+    assert [step for step,*_ in learn.sparsify.exploration.history]==[0, 0, 2, 4]
+    assert 0<record['cpu_seconds'] and record['every']==2 and record['training']=='sgd_steps'
+
+@pytest.mark.parametrize('wrong,says', [(dict(training='sgd'), 'training'), (dict(every=0), '`every` is at least 1'),
+                                        (dict(recipe='epi', every=5), 'for recipes that mask'), (dict(recipe='dense', sparsity=0., every=5), 'mask')])
+def test_wrong_trainings_are_refused(wrong, says):
+    with pytest.raises(ValueError, match=says): Run(**(dict(recipe='agp', sparsity=.9) | wrong))
 
 def test_a_lottery_ticket_pays_for_all_trainings(tmp_path):
     ask = dict(recipes=['dense', 'imp'], sparsities=[.3], path=tmp_path/'r.jsonl', seeds=1, epochs=1, limit=100, show_progress=False)
