@@ -36,21 +36,27 @@ from .core import LINEAR_MAPS, check_sparsity, evaluating, prunable
 
 # %% ../nbs/04_masks.ipynb #b893d6f0
 def _best(flat, allowed, k):
-    worst = torch.where(allowed, flat, -torch.inf).sort(descending=True).values[max(k, 1)-1]
+    found = torch.where(allowed, flat, -torch.inf)
+    worst = found.max() if k<2 else found.sort(descending=True).values[k-1]
     over,tie = (flat>worst) & allowed,(flat==worst) & allowed
     return over | (tie & (tie.cumsum(0)<=k-over.sum()))
 
 class _Sort:
-    def __init__(self, scores, among): self.scores,self.among = scores,among
+    def __init__(self, scores, among, least=None):
+        self.scores,self.least = scores,least or {}
+        self.among = {nm:torch.ones_like(s, dtype=torch.bool) for nm,s in scores.items()} | among
 
-    def __call__(self, names, k):
-        flat = torch.cat([self.scores[nm].flatten() for nm in names])
-        every = {nm:torch.ones_like(self.scores[nm], dtype=torch.bool) for nm in names} | self.among
-        mask = _best(flat, torch.cat([every[nm].flatten() for nm in names]), k)
+    def __call__(self, names, k): # floors first: found too poor afterwards, a layer would cost one more wait
+        flat,allowed = (torch.cat([o[nm].flatten() for nm in names]) for o in (self.scores, self.among))
+        n_sure = sum(self.least.get(nm, 0) for nm in names)
+        sure = torch.cat([self._floor(nm) for nm in names]) if n_sure else torch.zeros_like(allowed)
+        mask = sure | _best(flat, allowed & ~sure, k-n_sure)
         shapes = [self.scores[nm].shape for nm in names]
         masks = [m.view(s) for m,s in zip(mask.split([s.numel() for s in shapes]), shapes)]
         *counts,bad = torch.stack([*(m.sum() for m in masks), flat.isnan().any()]).tolist()
         return dict(zip(names, masks)),dict(zip(names, counts)),bool(bad)
+
+    def _floor(self, nm): return _best(self.scores[nm].flatten(), self.among[nm].flatten(), self.least.get(nm, 0))
 
 # %% ../nbs/04_masks.ipynb #52b70ac4
 def _bracket(arrays, among, k, small=2**18):
@@ -122,8 +128,8 @@ def select(
     "Keep the `k` highest of all `scores` together; of equal scores the first."
     n,among,least = sum(s.numel() for s in scores.values()),among or {},least or {}
     if not sum(least.values())<=k<=n: raise ValueError(f'`k` is in [{sum(least.values())}, {n}], got {k}')
-    on_cpu = all(s.device.type=='cpu' for s in scores.values())
-    choose,names,own = (_Partition if on_cpu else _Sort)(scores, among),list(scores),{}
+    on_cpu,names,own = all(s.device.type=='cpu' for s in scores.values()),list(scores),{}
+    choose = _Partition(scores, among) if on_cpu else _Sort(scores, among, least)
     while True:
         masks,counts,bad = choose(names, k)
         if bad: raise ValueError(f'`scores` of {_nan(scores)} are not numbers (NaN): has the training diverged?')
@@ -327,6 +333,21 @@ def _grow(self:Masks, names, n, criterion):
     masks,counts = select(scores, n, {nm:~m for nm,m in kept.items()}, short)
     return {nm:(m | masks[nm], self.n_kept[nm]+counts[nm]) for nm,m in kept.items()}
 
+@patch
+def _choose_alone(self:Masks, nm, k, criterion):
+    "The choice of a layer with a sparsity of its own, and whether scores are NaN; nobody waits for the device."
+    n,scores = self.n_kept[nm],self._unit_scores(nm, criterion)
+    kept = self._units(nm) if n<self.n_units[nm] else None
+    if k<n: units,bad = take_top(scores, k, kept)
+    else: units,bad = take_top(scores, k-n, ~kept)
+    return (units if k<n else kept | units, k),bad
+
+@patch
+def _refuse_nan(self:Masks, bad):
+    if not bad or not torch.stack(list(bad.values())).any().item(): return
+    names = ', '.join(nm for nm,o in bad.items() if o.item())
+    raise ValueError(f'Scores of {names} are not numbers (NaN): has the training diverged?')
+
 # %% ../nbs/04_masks.ipynb #80e612f0
 @patch
 def _set(self:Masks, nm, units, n):
@@ -350,9 +371,12 @@ def update(self:Masks,
     names:list|None=None, # Layers that compete for a single `sparsity`; `None`: all. Others keep their masks
 )->Masks:                 # `self`, with new masks; weights are not touched until `apply`
     "Choose the units to keep: exactly as many as `sparsity` asks for, nested in the present choice."
-    chosen = {}
     pools = self._pools(sparsity, list(self.params) if names is None else names)
-    for pool,k in pools: chosen |= self._choose(pool, k, criterion)
+    if not isinstance(sparsity, dict): return self._set_all(self._choose(*pools[0], criterion))
+    chosen,bad = {},{}
+    for (nm,),k in pools:
+        if k!=self.n_kept[nm]: chosen[nm],bad[nm] = self._choose_alone(nm, k, criterion)
+    self._refuse_nan(bad)
     return self._set_all(chosen)
 
 # %% ../nbs/04_masks.ipynb #eee7e9ea

@@ -83,16 +83,11 @@ def _swap_each(self:Masks, names, fraction, grow, drop, may_return):
         n = round(fraction*kept) if may_return else min(round(fraction*kept), self.n_units[nm]-kept)
         if not n or kept==self.n_units[nm]: continue
         p,old = self.params[nm],self._units(nm)
-        left,bad[nm,'drop'] = take_top(self.granularity.unit_scores(drop(p)), kept-n, old)
-        new,bad[nm,'grow'] = take_top(self.granularity.unit_scores(grow(p)), n, ~left if may_return else ~old)
+        left,bad[f'{nm} (drop)'] = take_top(self.granularity.unit_scores(drop(p)), kept-n, old)
+        new,bad[f'{nm} (grow)'] = take_top(self.granularity.unit_scores(grow(p)), n, ~left if may_return else ~old)
         chosen[nm] = left | new,kept
-    _refuse_nan(bad)
+    self._refuse_nan(bad)
     return chosen
-
-def _refuse_nan(bad):
-    if not bad or not torch.stack(list(bad.values())).any().item(): return
-    names = ', '.join(f'{nm} ({what})' for (nm,what),o in bad.items() if o.item())
-    raise ValueError(f'Scores of {names} are not numbers (NaN): has the training diverged?')
 
 @patch
 def _swap_together(self:Masks, names, fraction, grow, drop, may_return):
