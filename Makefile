@@ -8,7 +8,7 @@ export PIP_REQUIRE_VIRTUALENV := 1
 # small networks train faster on one thread a process
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo test test-newest slow export refresh readme docs lint bench zoo lab hooks clean
+.PHONY: help setup demo test test-newest slow export refresh readme docs lint bench gpu zoo lab hooks clean
 help:
 	@echo 'make demo         train on the bundled digits, dense and pruned, and show the table (3 minutes)'
 	@echo 'make test         everything CI runs: notebooks, tests, lint, docs'
@@ -16,6 +16,7 @@ help:
 	@echo 'make lab          open the book in JupyterLab'
 	@echo 'make docs         rebuild the studies from their files, compare, and build the site into _docs/'
 	@echo 'make bench        measure selection, upkeep, memory and import time against other libraries'
+	@echo 'make gpu          one slice of nine minutes of all that wants a GPU; without one a dry run on the CPU'
 	@echo 'make zoo          cut every network of torchvision, fastai, timm and transformers that is not in the file (1 hour)'
 	@echo 'make export       write early_prune/ from the notebooks'
 	@echo 'make refresh      run the notebooks and store their outputs'
@@ -66,6 +67,10 @@ bench: setup
 	if command -v uv >/dev/null; then uv pip install -q -p $(PY) -c constraints.txt -e '.[peers]'; \
 	else $(PY) -m pip install -q -c constraints.txt -e '.[peers]'; fi
 	OMP_NUM_THREADS=2 $(PY) bench/run.py
+
+# where PyTorch and fastai are there already, nothing is installed
+gpu:
+	if test -x $(PY); then $(PY) bench/gpu.py; else $(PYTHON) bench/gpu.py; fi
 
 zoo: setup
 	if command -v uv >/dev/null; then uv pip install -q -p $(PY) -c constraints.txt -e '.[peers]'; \

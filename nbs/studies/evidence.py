@@ -28,14 +28,16 @@ def _read(name): return [json.loads(o) for o in (RESULTS/name).read_text().split
 
 def trainings():
     "Every finished training of the studies, once."
-    names = ['one_cycle.jsonl', 'granet.jsonl', 'when_to_prune.jsonl', *sorted(p.name for p in RESULTS.glob('cifar10*.jsonl'))]
+    names = ['one_cycle.jsonl', 'granet.jsonl', 'when_to_prune.jsonl',
+             *sorted(p.name for shape in ('cifar10*.jsonl', 'long_*.jsonl') for p in RESULTS.glob(shape))]
     records = [_plain(r) for nm in names for r in _read(nm) if 'error' not in r]
     return list({r['key']:r for r in records}.values())
 
 def budget(r):
-    "Name of data, network and length."
+    "Name of data, network and length, and of the training where it is not the one-cycle AdamW of the book."
     images = '' if r['limit'] is None else f', {r["limit"]:,} images'
-    return f'{r["data"]}{images}, {r["arch"]}, {r["epochs"]} epochs'
+    how = ', SGD with steps' if r.get('training')=='sgd_steps' else ''
+    return f'{r["data"]}{images}, {r["arch"]}, {r["epochs"]} epochs{how}'
 
 def _row(paper, claim, level, where, gains, margin=0.):
     if not gains: return dict(paper=paper, claim=claim, sparsity=level, budget=where, seeds=0, verdict='never cut')
