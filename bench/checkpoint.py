@@ -13,7 +13,7 @@ from nets import build
 
 from early_prune.checkpoint import CheckpointCallback, save_checkpoint
 from early_prune.data import ImageSet, image_loaders
-from early_prune.masks import optimizer_state
+from early_prune.optimizers import layout_of
 from early_prune.recipes import recipe
 
 WRITE,PLAIN,FORCED = 'save_checkpoint','torch.save','torch.save, forced to the disk'
@@ -22,7 +22,7 @@ SIZE,LEAST = 'size of a checkpoint','network, optimizer and one bit per maskable
 def _plain(learn):
     "What is in the checkpoint, as tensors without a format."
     masks = learn.sparsify.masks.masks
-    memory = [v for p in learn.model.parameters() for v in optimizer_state(learn.opt)[p].values() if isinstance(v, torch.Tensor)]
+    memory = [t for mine in layout_of(learn.opt).read(list(learn.model.parameters())) for *_,t,_ in mine]
     return dict(net=dict(learn.model.state_dict()), memory=memory, bits={nm:torch.zeros(-(-m.numel()//8), dtype=torch.uint8) for nm,m in masks.items()})
 
 def _bytes(o):

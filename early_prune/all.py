@@ -10,6 +10,7 @@ from early_prune.core import *
 from early_prune.data import *
 from early_prune.models import *
 from early_prune.criteria import *
+from early_prune.optimizers import *
 from early_prune.masks import *
 from early_prune.schedules import *
 from early_prune.distributions import *

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from .data import ImageDL
 from .dependency import HEADWISE, plain
-from .masks import optimizer_state
+from .optimizers import load_memory, memory_state, note_memory
 from .surgery import (_attributes, _fill, _older, _owned, _passing, _replace, free, lock_of, read_tensors, rewrap,
     storable, write_tensors)
 
@@ -176,42 +176,6 @@ def _load_network(model, state):
 
 def _like(t, model): return t.to(next(model.parameters()).device)
 
-# %% ../nbs/14_checkpoint.ipynb #08c8270f
-def _inner(opt):
-    while (inner := vars(opt).get('opt', vars(opt).get('optimizer'))) is not None: opt = inner
-    return opt
-
-def _groups(opt):
-    inner = _inner(opt)
-    return list(inner.hypers) if hasattr(inner, 'hypers') else inner.param_groups
-
-def _hypers(opt): return [{k:v for k,v in group.items() if k!='params'} for group in _groups(opt)]
-
-def _params(opt): return [p for ps in opt.param_lists for p in ps]
-
-def _optimizer_state(opt):
-    memory,slow = optimizer_state(opt),vars(opt).get('slow_weights')
-    return dict(memory=[dict(memory.get(p, {})) for p in _params(opt)], hypers=_hypers(opt),
-                count=vars(opt).get('count'), slow=None if slow is None else [t for ts in slow for t in ts])
-
-# %% ../nbs/14_checkpoint.ipynb #7d38dce4
-def _load_optimizer(opt, state):
-    params,memory,groups = _params(opt),optimizer_state(opt),_groups(opt)
-    if (len(state['memory']),len(state['hypers']))!=(len(params), len(groups)):
-        raise ValueError(f'The optimizer has {len(params)} parameters in {len(groups)} groups, the file has '
-                         f'{len(state["memory"])} in {len(state["hypers"])}')
-    for p,found in zip(params, state['memory']): memory[p] = {k:_beside(v, p) for k,v in found.items()}
-    for group,found in zip(groups, state['hypers']): group.update(found)
-    if state['count'] is not None: opt.count = state['count']
-    if state['slow'] is not None:
-        slow = iter([_beside(t, p) for t,p in zip(state['slow'], params, strict=True)])
-        opt.slow_weights = L(L(next(slow) for _ in ps) for ps in opt.param_lists)
-
-def _beside(v, p):
-    if not isinstance(v, Tensor) or v.ndim==0: return v
-    if v.numel()>1 and v.shape!=p.shape: raise ValueError(f'a state of shape {tuple(v.shape)} for {tuple(p.shape)}')
-    return v.to(p.device)
-
 # %% ../nbs/14_checkpoint.ipynb #91767e30
 def _words(numbers): return torch.from_numpy(np.array(numbers, np.uint32).view(np.int32))
 def _numbers(words): return words.numpy().view(np.uint32)
@@ -325,7 +289,7 @@ def _learner_state(learn, place=None):
     opt,scaler = learn.opt,vars(learn).get('scaler')
     start = _beginning(learn) if place is None else place.pop('start')
     return dict(place=place, network=_network_state(learn.model), start=start, now=_chance(),
-                optimizer=None if opt is None else _optimizer_state(opt),
+                optimizer=None if opt is None else memory_state(opt),
                 scaler=None if scaler is None else scaler.state_dict(),
                 metrics={o.name:_state_of(o) for o in learn.metrics}, callbacks=_callback_states(learn))
 
@@ -347,17 +311,14 @@ def _remembered(learn):
     objects = [(o, type(o), dict(vars(o))) for o in found]
     tensors = [(t, t.data, t.grad, t.requires_grad) for net in nets for t in [*net.parameters(), *net.buffers()]]
     opt,begin = learn.opt,_beginning(learn)
-    slow = {} if opt is None else {k:vars(opt)[k] for k in ('slow_weights', 'count') if k in vars(opt)}
-    memory = {} if opt is None else {p:dict(optimizer_state(opt).get(p, {})) for p in _params(opt)}
-    hypers = [] if opt is None else [(o, dict(o)) for o in _groups(opt)]
+    forget = None if opt is None else note_memory(opt)
     @torch.no_grad()
     def undo():
         for o,kind,attributes in objects:
             if type(o) is not kind: o.__class__ = kind
             vars(o).clear(); vars(o).update(attributes)
         for t,data,grad,trained in tensors: _replace(t, data, grad); t.requires_grad_(trained)
-        for o,values in hypers: o.clear(); o.update(values)
-        if opt is not None: optimizer_state(opt).update(memory); vars(opt).update(slow)
+        if opt is not None: forget()
         learn.opt = opt
         _load_beginning(learn, begin)
     return undo
@@ -368,7 +329,7 @@ def _set(learn, state):
     learn.model = rewrap(learn.model)
     if state['optimizer'] is not None:
         if learn.opt is None: learn.create_opt()
-        _load_optimizer(learn.opt, state['optimizer'])
+        load_memory(learn.opt, state['optimizer'])
     if state['scaler'] and vars(learn).get('scaler') is not None: learn.scaler.load_state_dict(state['scaler'])
     _set_callbacks(learn, state)
     _load_beginning(learn, state['start'])

@@ -14,6 +14,7 @@ import os
 import shutil
 import threading
 import zlib
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from .core import evaluating
 from .dependency import HEADS, HEADWISE, INNER, WIDTHS, Groups, plain, set_size
-from .masks import Masks, optimizer_state
+from .masks import Masks, copies_of
+from .optimizers import _replace, _slice, expect_cut, layout_of
 
 # %% ../nbs/10_surgery.ipynb #062c5e2b
 @patch
@@ -51,20 +53,8 @@ def stay(self:Groups,
     return out
 
 # %% ../nbs/10_surgery.ipynb #13d1fa62
-def _slice(t, at):
-    last = t.ndim==4 and not t.is_contiguous() and t.is_contiguous(memory_format=torch.channels_last)
-    for d,idxs in at.items(): t = t.index_select(d, idxs.to(t.device))
-    return t.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
-
 def _shrink(t, at):
     _replace(t, _slice(t.detach(), at), None if t.grad is None else _slice(t.grad, at))
-
-def _replace(t, new, grad=None):
-    t.grad = None
-    if t.requires_grad:
-        t.data = torch.empty(0, dtype=torch.half if t.dtype!=torch.half else torch.float, device=t.device)
-    t.data = new
-    t.grad = grad
 
 def _indices(groups, stay):
     stay,found = np.append(stay, True),{}
@@ -83,23 +73,10 @@ def _named(net, groups):
     return tensors
 
 # %% ../nbs/10_surgery.ipynb #6e527de6
-def _remembered(optimizer, tensors, at):
-    if optimizer is None: return []
-    state,found = optimizer_state(optimizer),[]
-    for nm in at:
-        for key,v in state.get(tensors[nm], {}).items():
-            if not isinstance(v, Tensor) or v.numel()<=1 and v.shape!=tensors[nm].shape: continue
-            if v.shape!=tensors[nm].shape:
-                raise NotImplementedError(f'{nm}: the optimizer keeps `{key}` of shape {tuple(v.shape)}, '
-                                          f'which cannot be cut with a weight of shape {tuple(tensors[nm].shape)}')
-            found.append((state[tensors[nm]], key, v, at[nm]))
-    return found + _slow(optimizer, tensors, at)
-
-def _slow(optimizer, tensors, at):
-    if getattr(optimizer, 'slow_weights', None) is None: return []
-    idxs = {tensors[nm]:o for nm,o in at.items()}
-    return [(ws, i, w, idxs[p]) for ps,ws in zip(optimizer.param_lists, optimizer.slow_weights)
-            for i,(p,w) in enumerate(zip(ps, ws)) if p in idxs]
+def _change_of_memory(optimizer, tensors, at):
+    params = {nm:tensors[nm] for nm in at if isinstance(tensors[nm], nn.Parameter)}
+    if optimizer is None: return partial(expect_cut, {p:tuple(p.shape) for p in params.values()})
+    return layout_of(optimizer).check(params).cut({p:at[nm] for nm,p in params.items()})
 
 def _resize(model, sizes, stay):
     modules,stay = dict(model.named_modules()),np.append(stay, True)
@@ -111,22 +88,24 @@ def cut(
     model:nn.Module,  # Network, changed in place; parameters stay the same objects
     groups:Groups,    # Its table from `trace`, or from the last cut
     keep:dict,        # `{group name: indices that stay}`, as `rank` returns it
-    optimizer=None,   # Optimizer whose state is cut with the weights; a wrapper is looked into
+    optimizer=None,   # Optimizer, or a list of all, whose memory is cut with the weights; a wrapper is looked into
     extras:tuple=(),  # To cut alike: networks with the same parameter names, such as averaged copies, and `Masks`
 )->Groups:            # The table of the small network
     "Remove all neurons that are not in `keep`."
     masks,extras = ([o for o in extras if isinstance(o, Masks)==kind] for kind in (True, False))
-    stay,nets = groups.stay(keep),[plain(o) for o in (model, *extras)]
+    stay,mine = groups.stay(keep),_named(plain(model), groups)
+    copies = copies_of({nm:mine[nm] for nm,_ in groups.slots}, [o for o in extras if plain(o) is not plain(model)])
+    nets = [plain(model), *(net for net,_ in copies)]
     at,tensors = _indices(groups, stay),[_named(net, groups) for net in nets]
     for o in masks: _divisible(o, at)
-    remembered = _remembered(optimizer, tensors[0], at)
-    for state,key,v,idxs in remembered: state[key] = _slice(v, idxs)
+    change_memory = _change_of_memory(optimizer, tensors[0], at)
     for o in (model, *extras):
         if at and isinstance(o, DistributedDataParallel): o.register_forward_pre_hook(_refuse)
     for net,found in zip(nets, tensors):
         for nm,idxs in at.items(): _shrink(found[nm], idxs)
         _resize(net, groups.sizes, stay)
         if at: _headwise(net, groups.headwise)
+    change_memory()
     for o in masks: _cut_masks(o, at)
     return groups.renumber(stay)
 
@@ -191,18 +170,17 @@ def clear_slices(
 # %% ../nbs/10_surgery.ipynb #240ff1c6
 @torch.no_grad()
 def forget_neurons(
-    optimizer,          # Optimizer, or a wrapper that holds one
+    optimizer,          # Optimizer, a wrapper that holds one, or a list of them
     model:nn.Module,    # Its network
     groups:Groups,      # Table of the network
     neurons:np.ndarray, # Which neurons, `(n_neurons,)`, bool
 ):
-    "Set to zero what an optimizer remembers of some neurons."
-    state,params,which = optimizer_state(optimizer),dict(plain(model).named_parameters()),np.append(neurons, False)
+    "Let an optimizer forget some neurons: what it remembers becomes what it would remember of new ones."
+    layout,params,which = layout_of(optimizer),dict(plain(model).named_parameters()),np.append(neurons, False)
     for (nm,d),mine in groups.slots.items():
         if nm not in params or not which[mine].any(): continue
         idxs = torch.from_numpy(np.flatnonzero(which[mine])).to(params[nm].device)
-        for v in state.get(params[nm], {}).values():
-            if isinstance(v, Tensor) and v.shape==params[nm].shape: v.index_fill_(d, idxs, 0)
+        if params[nm].requires_grad: layout.forget(params[nm], d, idxs)
 
 # %% ../nbs/10_surgery.ipynb #ed927b21
 def _readers(model, groups, stay):

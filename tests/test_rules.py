@@ -78,7 +78,7 @@ def test_all_offers_everything():
         mod = importlib.import_module(f'early_prune.{name}')
         for nm in mod.__all__: assert getattr(everything, nm) is getattr(mod, nm), f'{name}.{nm} is hidden in `all`'
 
-@pytest.mark.parametrize('name', ['early_prune', *(f'early_prune.{m}' for m in ('core', 'criteria', 'masks', 'schedules', 'distributions', 'regrowth',
+@pytest.mark.parametrize('name', ['early_prune', *(f'early_prune.{m}' for m in ('core', 'criteria', 'optimizers', 'masks', 'schedules', 'distributions', 'regrowth',
     'dependency', 'ranking', 'surgery', 'triggers'))])
 def test_no_fastai_needed(name):
     "The core can be used in a plain PyTorch loop: importing it does not import fastai."
