@@ -18,6 +18,7 @@ help:
 	@echo 'make bench        measure selection, upkeep, memory and import time against other libraries'
 	@echo 'make gpu          one slice of nine minutes of all that wants a GPU; without one a dry run on the CPU'
 	@echo 'make zoo          cut every network of torchvision, fastai, timm and transformers that is not in the file (1 hour)'
+	@echo 'make optimizers  mask, cut and resume with every optimizer of ten libraries that is not in the file (10 minutes)'
 	@echo 'make export       write early_prune/ from the notebooks'
 	@echo 'make refresh      run the notebooks and store their outputs'
 	@echo 'make test-newest  run the tests on the newest fastai'
@@ -76,6 +77,11 @@ zoo: setup
 	if command -v uv >/dev/null; then uv pip install -q -p $(PY) -c constraints.txt -e '.[peers]'; \
 	else $(PY) -m pip install -q -c constraints.txt -e '.[peers]'; fi
 	$(PY) tests/zoo.py
+
+optimizers: setup
+	if command -v uv >/dev/null; then uv pip install -q -p $(PY) -c constraints.txt -e '.[peers]'; \
+	else $(PY) -m pip install -q -c constraints.txt -e '.[peers]'; fi
+	$(PY) tests/optimizers_zoo.py
 
 lab: setup
 	$(PY) -m jupyterlab nbs/index.ipynb

@@ -1,6 +1,7 @@
 "What an optimizer remembers follows its weights: through masks, returns, cuts and files, with every optimizer."
 import copy
 import gc
+import json
 import random
 from collections import deque
 from types import SimpleNamespace
@@ -482,3 +483,30 @@ def test_masks_of_a_compiled_network_find_a_plain_copy():
     twin = copy.deepcopy(net)
     masks = Masks(torch.compile(net)).update(magnitude, .5).apply(extras=(twin,))
     for nm in masks.params: assert not dict(twin.named_parameters())[nm.removeprefix('_orig_mod.')].detach()[~masks[nm]].any()
+
+# The stored file and its page ---------------------------------------------------------------------
+
+STORED = zoo.newest()
+
+def test_results_are_resumed(tmp_path, monkeypatch):
+    "What is in the file is not done again, unless asked for; a failure is a record."
+    monkeypatch.setattr(zoo, 'zoo', lambda: {'torch/SGD':ZOO['torch/SGD'], 'torch/moody':Entry('torch/moody', lambda net: Moody(net.parameters()))})
+    path = tmp_path/'x.jsonl'
+    for n,args in ((2, []), (2, []), (3, ['SGD', '--again']), (3, ['nonsense', '--again'])):
+        assert zoo.main([*args, '--path', str(path)])==0
+        assert len(path.read_text().splitlines())==n
+    known = zoo.newest(path)
+    assert known['torch/SGD']['cut']['how']=='equal' and not known['torch/moody']['runs'] and 'not today' in known['torch/moody']['why']
+
+def test_stored_results_hold_what_is_promised():
+    "No crash after a cut, no weight off zero, no NaN that the dense training has not; the rest is refused."
+    assert set(ZOO)<=set(STORED) and len({r['library'] for r in STORED.values()})==10
+    running = [r for r in STORED.values() if r['runs']]
+    assert {r['cut']['how'] for r in running}<={'equal', 'refused'} and {r['masks']['how'] for r in running}<={'zero', 'refused'}
+    assert all(r['masks']['finite'] or not r['dense_finite'] for r in running if r['masks']['how']=='zero')
+    assert sum(r['cut']['how']=='equal' for r in running)>=330
+
+def test_page_shows_the_file():
+    cells = json.loads((zoo.RESULTS.parent.parent/'optimizers.ipynb').read_text())['cells']
+    shown = ''.join(''.join(o['data'].get('text/html', '')) for c in cells for o in c.get('outputs', []) if 'data' in o)
+    assert all(f'<th>{nm}</th>' in shown for nm in STORED), 'the page is older than the file'
