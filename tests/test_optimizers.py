@@ -4,6 +4,7 @@ import gc
 import json
 import random
 from collections import deque
+from functools import partial
 from types import SimpleNamespace
 from weakref import ref
 
@@ -12,17 +13,25 @@ import optimizers_zoo as zoo
 import pytest
 import torch
 import torch.nn.functional as F
+from fastai.callback.core import Callback
+from fastai.callback.schedule import Learner
+from fastai.losses import CrossEntropyLossFlat
 from fastai.optimizer import SGD, Adam, Lamb, Larc, Lookahead, OptimWrapper, QHAdam, RAdam, RMSProp, ranger
 from optimizers_zoo import Entry, check_cut, check_masks, check_resume
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from early_prune import optimizers
+from early_prune.callbacks import EarlyPruneCallback, SparsifyCallback
 from early_prune.criteria import magnitude
+from early_prune.data import digits
 from early_prune.dependency import trace
 from early_prune.masks import Masks, counterparts, holds_zero
+from early_prune.models import small_cnn
 from early_prune.optimizers import Layout, Unreadable, layout_of, load_memory, memory_state, optimizers_in
+from early_prune.ranking import Neurons
 from early_prune.surgery import cut, forget_neurons
+from early_prune.triggers import AtEpoch
 
 ZOO = {nm:o for nm,o in zoo.zoo().items() if o.library in ('torch', 'fastai')}
 FAST = [nm for nm in ZOO if 'foreach' not in nm]
@@ -510,3 +519,46 @@ def test_page_shows_the_file():
     cells = json.loads((zoo.RESULTS.parent.parent/'optimizers.ipynb').read_text())['cells']
     shown = ''.join(''.join(o['data'].get('text/html', '')) for c in cells for o in c.get('outputs', []) if 'data' in o)
     assert all(f'<th>{nm}</th>' in shown for nm in STORED), 'the page is older than the file'
+
+# In a Learner ---------------------------------------------------------------------------------------
+
+def fit(*cbs, opt_func=torch.optim.AdamW, epochs=3):
+    torch.manual_seed(0)
+    learn = Learner(digits(limit=128, valid_limit=32), small_cnn(), CrossEntropyLossFlat(), opt_func=partial(OptimWrapper, opt=opt_func))
+    with learn.no_bar(), learn.no_logging(): learn.fit(epochs, 1e-3, cbs=list(cbs))
+    return learn
+
+class Holder(Callback):
+    "Keeps a copy under some name, and averages it or not."
+    def __init__(self, name, moves): self.where,self.moves = name,moves
+    def before_fit(self): setattr(self, self.where, AveragedModel(self.learn.model))
+    def after_step(self):
+        if self.moves: getattr(self, self.where).update_parameters(self.learn.model)
+
+def zeros(net): return sum(int((p==0).sum()) for p in net.parameters() if p.ndim>1)
+
+@pytest.mark.parametrize('name', ['ema_model', 'ema', 'averaged'])
+def test_averages_under_any_name_and_no_teacher(name):
+    average,teacher = Holder(name, True),Holder('teacher', False)
+    learn = fit(SparsifyCallback(.8), average, teacher)
+    assert zeros(getattr(average, name))==zeros(learn.model)>0 and zeros(teacher.teacher)==0
+    average = Holder(name, True)
+    learn = fit(EarlyPruneCallback(Neurons(.5), trigger=AtEpoch(1), steps=1), average)
+    assert [p.shape for p in getattr(average, name).parameters()]==[p.shape for p in learn.model.parameters()]
+
+class Unsteady(Own):
+    "Does not know that weights can shrink."
+    def __init__(self, params, lr=1e-2): super().__init__(params, lr); self.sizes = {}
+    def move(self, p, s):
+        if self.sizes.setdefault('n', 0)==0: self.sizes['n'] = sum(q.numel() for g in self.param_groups for q in g['params'])
+        assert self.sizes['n']==sum(q.numel() for g in self.param_groups for q in g['params']), 'another size'
+        return p.grad
+
+def test_a_callback_refuses_before_the_first_batch():
+    class Count(Callback):
+        n = 0
+        def before_batch(self): self.n += self.training
+    for opt_func,cb in ((Moody, lambda: SparsifyCallback(.8)), (Unsteady, lambda: EarlyPruneCallback(Neurons(.5)))):
+        count = Count()
+        with pytest.raises(Unreadable, match=opt_func.__name__): fit(cb(), count, opt_func=opt_func)
+        assert count.n==0
