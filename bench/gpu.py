@@ -9,6 +9,7 @@ import warnings
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
+from shutil import rmtree
 from subprocess import TimeoutExpired, run
 from tempfile import TemporaryDirectory
 from time import perf_counter
@@ -196,10 +197,12 @@ def train(device, out, quick, left):
     for todo in runs:
         if todo.key in {r['key'] for r in (*results.read(), *results.failed())}: continue
         if left()<=0: return False
-        state,spent = out.with_name(f'.{todo.key}.safetensors'),out.with_name(f'.{todo.key}.seconds')
+        folder = out.with_name(f'.{todo.key}.state')
+        folder.mkdir(parents=True, exist_ok=True)
+        spent = folder/'seconds'
         before,start = float(spent.read_text()) if spent.exists() else 0.,perf_counter()
         learn = make_learner(todo, device=device)
-        learn.add_cbs([CheckpointCallback(state, resume=True), Deadline(left)])
+        learn.add_cbs([CheckpointCallback(folder/'fit.safetensors', resume=True), Deadline(left)])
         try:
             with learn.no_bar(), learn.no_logging(): record = train_run(learn, todo)
         except OutOfTime:
@@ -209,7 +212,7 @@ def train(device, out, quick, left):
             results.add(asdict(todo) | dict(key=todo.key, error=f'{type(e).__name__}: {e}') | conditions(learn.dls.device))
             continue
         results.add(record | dict(seconds=record['seconds']+before, cpu_seconds=None if before else record['cpu_seconds']))
-        for o in (state, spent): o.unlink(missing_ok=True)
+        rmtree(folder)
         print(f'trained {todo}: {record["accuracy"]:.4f}')
     return True
 
