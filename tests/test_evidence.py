@@ -112,3 +112,14 @@ def test_rebuilding_tables_and_pictures_takes_less_than_two_minutes(evidence):
     plt.close(plot_oracle(Results(STUDIES/'results'/'when_to_prune.jsonl').read()).figure)
     plt.close(plot_plasticity(Results(STUDIES/'results'/'plasticity.jsonl').read()).figure)
     assert time.process_time()-start<120
+
+def test_one_function_says_every_word(evidence):
+    "No study has a rule of its own for what is confirmed; the word is that of `verdict`, in points."
+    from early_prune.compare import interval, verdict
+    for gains in ([.01, .012, .011], [-.01, -.012, -.011], [.01, -.01, .002]):
+        low,high = interval(gains)
+        assert evidence.word(evidence.stated(gains))==verdict(low, high) and f'{100*low:+.2f} to {100*high:+.2f}' in evidence.stated(gains)
+    assert evidence.word(evidence.stated([-.005, -.006, -.004]))=='not confirmed' and evidence.word(evidence.stated([-.005, -.006, -.004], .01))=='confirmed'
+    for page in STUDIES.glob('*.ipynb'):
+        code = '\n'.join(''.join(c['source']) for c in json.loads(page.read_text())['cells'] if c['cell_type']=='code')
+        assert "else 'undecided'" not in code, page.name

@@ -39,10 +39,17 @@ def budget(r):
     how = ', SGD with steps' if r.get('training')=='sgd_steps' else ''
     return f'{r["data"]}{images}, {r["arch"]}, {r["epochs"]} epochs{how}'
 
+def stated(gains, margin=0.):
+    "The word for paired gains of accuracy, their mean and their interval in points: what every page says."
+    low,high = interval(list(gains))
+    return f'{verdict(low+margin, high+margin)} ({100*np.mean(gains):+.2f}, {100*low:+.2f} to {100*high:+.2f})'
+
+def word(statement): return statement.split(' (')[0]
+
 def _row(paper, claim, level, where, gains, margin=0.):
     if not gains: return dict(paper=paper, claim=claim, sparsity=level, budget=where, seeds=0, verdict='never cut')
     low,high = interval(gains)
-    said = verdict(low+margin, high+margin) if len(gains)>1 else 'one seed only'
+    said = word(stated(gains, margin)) if len(gains)>1 else 'one seed only'
     return dict(paper=paper, claim=claim, sparsity=level, budget=where, seeds=len(gains), gain=float(np.mean(gains)),
                 low=low, high=high, verdict=said)
 
