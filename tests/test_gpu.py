@@ -34,7 +34,7 @@ def test_finds_a_device_that_chooses_otherwise(gpu, tmp_path, capsys, monkeypatc
 
 def test_a_mask_that_is_not_upheld_is_found(gpu, monkeypatch):
     monkeypatch.setattr(gpu.Masks, 'mask_grads', lambda self: None)
-    monkeypatch.setattr(gpu.Masks, 'apply', lambda self, *args: self)
+    monkeypatch.setattr(gpu.Masks, 'apply', lambda self, *args, **kwargs: self)
     assert gpu._mixed('bf16')('cpu')>0
 
 def test_slices_end_and_go_on(gpu, tmp_path, monkeypatch):
