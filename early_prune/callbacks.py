@@ -37,7 +37,7 @@ from .ranking import (Averaged, Flops, Limits, Neurons, _neuron_wise, may_return
     scores, swap_neurons)
 from .regrowth import Exploration, Regrowth
 from .schedules import Schedule, one_cycle, plan, sched_cubic, sched_exponential
-from .surgery import clear_slices, cut, forget_neurons, mute_slices, rewrap, silence
+from .surgery import clear_slices, cut, forget_neurons, mute_slices, prove, rewrap, silence
 from .triggers import (EPI, TAU_GRADIENT, TAU_MAGNITUDE, Never, dump_history, load_history, plot_epi,
     plot_widths, shortfall, snapshot)
 
@@ -389,6 +389,7 @@ class EarlyPruneCallback(_Together):
         regrowth:Regrowth|None=None,      # Which silent neurons come back; with it `schedule` is `gradual` by default
         every:int|float=.016,             # Batches (int) or share of the training (float) between updates of these
         real:bool=False,                  # Trace with numbers, for networks whose course depends on values
+        proof:bool=True,                  # Compare cut and masked on two inputs first, unless `real`
         **limits,                         # `floor`, `round_to`, `ignore`, `per_group` of `Limits`
     ):
         _check_parts(budget=budget, criterion=criterion, trigger=trigger, schedule=schedule, regrowth=regrowth)
@@ -404,9 +405,9 @@ class EarlyPruneCallback(_Together):
         self.trigger = EPI(TAU_GRADIENT if gradient else TAU_MAGNITUDE) if trigger is None else trigger
         self.budget,self.steps,self.burst,self.physical,self.limits = budget,steps,burst,physical,_limits(limits)
         self.schedule = gradual if regrowth is not None and schedule is None else schedule
-        self.regrowth,self.every,self.real,self.begun,self.reached = regrowth,_interval(every),real,0.,0.
+        self.regrowth,self.every,self.real,self.proof = regrowth,_interval(every),real,proof
         self.updates,self.record,self.mute,self.promise,self.found,self.holds = [],[],None,None,None,True
-        self.groups,self.stay,self.previous,self.cut_at = None,None,None,None
+        self.groups,self.stay,self.previous,self.cut_at,self.begun,self.reached = None,None,None,None,0.,0.
         self.history,self.due,self.costs,self.done,self.flops,self.likenesses = [],[],[],False,float('nan'),{}
 
     def __repr__(self):
@@ -460,6 +461,7 @@ def _of_network(groups, model):
 def _begin(self:EarlyPruneCallback):
     self.inputs = self._two_images()
     self.groups,self.stay = trace(self.model, *self.inputs, real=self.real),None
+    if self.proof and not self.real: self.groups = prove(self.model, self.groups, *self.inputs)
     self.history,self.due,self.done = [],[],False
     self.mute,self.record,self.reached = None,[],0.
     if not len(self.groups): raise ValueError('No neuron can be cut: `trace(model, x).why_fixed()` says why')

@@ -151,7 +151,7 @@ class Dyes(TorchDispatchMode):
         self.real,self.follows,self.home = real,follows or real,home
         self.op,self.path,self.used,self.last,self.summed = '',[],set(),(),[]
         self.course,self.outputs,self.leaves,self.known = [],{},[],set()
-        self.turned,self.memory,self.marked,self.held = set(),_Memory(),[],{}
+        self.turned,self.memory,self.marked,self.held,self.spared = set(),_Memory(),[],{},set()
         self.ties,self.fixed,self.splits,self.counts,self.inexact,self.made,self.read = [],[],[],[],[],[],[]
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -296,7 +296,9 @@ def keeps_zero(self:Dyes, func, args, kwargs):
     if not _facts(func)[1]: return all(map(self.is_silent, given))
     kinds = iter([(bool(self.of(t)) and self.is_silent(t), t.dtype) for t in given])
     key = lambda t: _Zeros(*next(kinds))
-    return _zero_at_zero(func, tuple(_each_tensor(key, args)), tuple(zip(kwargs, _each_tensor(key, kwargs.values()))))
+    zero = _zero_at_zero(func, tuple(_each_tensor(key, args)), tuple(zip(kwargs, _each_tensor(key, kwargs.values()))))
+    if zero is None: self.spared |= {t.name_in_model for t in given if self.of(t) and hasattr(t, 'name_in_model')}
+    return bool(zero)
 
 class _Zeros(NamedTuple):
     zero:bool
@@ -310,6 +312,7 @@ def _zero_at_zero(func, args, kwargs):
     fill = lambda o: o.values() if isinstance(o, _Zeros) else o
     try: out = func(*map(fill, args), **{k:fill(v) for k,v in kwargs})
     except RuntimeError: return False
+    if any(t.is_floating_point() and t.isnan().any() for t in _tensors(out)): return None # 0/0, as of a norm
     return all(not t.any() for t in _tensors(out))
 
 # %% ../nbs/08_dependency.ipynb #81cba2d5
@@ -763,6 +766,8 @@ def weight_norm(dyes, out, v, g, dim=0):
     "Weights divided by their norm: filters pass, and the norm makes a cut of their inputs inexact"
     found = dyes.meet((tuple(v.shape), dyes.of(v)), (tuple(g.shape), dyes.of(g)))
     dyes.inexact += [d.ravel() for d in found if _varies(d)!={dim}]
+    dyes.spared |= {t.name_in_model for t in (v,) if hasattr(t, 'name_in_model')}
+    dyes.zero = dyes.is_silent(g)
     dyes.pour(out[0], found)
 
 @rule('pixel_shuffle')
@@ -945,6 +950,9 @@ class Groups:
     headwise:tuple=()  # Attention layers that need sizes of their own after a cut
     past:dict=None     # `{group name: indices}` in the network that was traced, after a cut
     read:tuple=()      # The `(tensor, dimension)` whose slices read neurons, such as the columns of the next layer
+    proven:frozenset=frozenset() # Groups of which `prove` has compared the cut network with the masked one
+    seen:dict=field(default_factory=dict) # `{group: what `prove` saw}` of groups that are inexact by proof
+    spared:tuple=()    # Parameters that are divided by their own norm: zeros in them would make NaN
     real:bool=False    # Traced with numbers, and to be run with numbers, because its course depends on values
 
     def __repr__(self): return f'Groups({len(self)} groups, {self.n_neurons} neurons, {len(self.fixed)} places fixed)'
@@ -986,11 +994,12 @@ def __getitem__(self:Groups,
 @patch
 def table(self:Groups
 )->pd.DataFrame: # One row for each group
-    "List the groups: neurons, tensors they live in, and whether a cut is exact."
+    "List the groups: neurons, tensors they live in, whether a cut is exact, and how that is known."
     def _place(place, n): return f'{place[0]}:{place[1]}' + (f' x{n}' if n>1 else '')
     def _where(g): return ', '.join(_place(*o) for o in list(g.places.items())[:4]) + ', ...'*(len(g.places)>4)
-    rows = [(g.n, len(g.places), g.exact, _where(g)) for g in self]
-    return pd.DataFrame(rows, index=[g.name for g in self], columns=['neurons', 'places', 'exact', 'where'])
+    def _how(i, g): return 'proven' if i in self.proven else 'by rule' if g.exact else self.seen.get(i, 'inexact')
+    rows = [(g.n, len(g.places), g.exact, _how(i, g), _where(g)) for i,g in enumerate(self)]
+    return pd.DataFrame(rows, index=[g.name for g in self], columns=['neurons', 'places', 'exact', 'known', 'where'])
 
 @patch
 def why_fixed(self:Groups
@@ -1014,7 +1023,7 @@ def to_json(self:Groups
     return json.dumps(dict(slots=lists(self.slots.items()), group_of=self.group_of.tolist(),
         sizes=lists(((m, a), o) for m,a,o in self.sizes), fixed=[[*place, why] for place,why in self.fixed.items()],
         inexact=sorted(self.inexact), made=self.made, headwise=self.headwise, past=self.past, read=self.read,
-        real=self.real))
+        proven=sorted(self.proven), seen=[*self.seen.items()], spared=self.spared, real=self.real))
 
 @patch(cls_method=True)
 def from_json(cls:Groups,
@@ -1026,7 +1035,8 @@ def from_json(cls:Groups,
     return cls({(t, i):array(o) for t,i,o in d['slots']}, array(d['group_of']), sizes,
                {(t, i):why for t,i,why in d['fixed']}, frozenset(d['inexact']), tuple(map(tuple, d['made'])),
                tuple(d['headwise']), d['past'] and {nm:tuple(o) for nm,o in d['past'].items()},
-               tuple(map(tuple, d['read'])), bool(d['real']))
+               tuple(map(tuple, d['read'])), frozenset(d['proven']), dict(d['seen']), tuple(d['spared']),
+               bool(d['real']))
 
 # %% ../nbs/08_dependency.ipynb #d297e739
 @patch
@@ -1312,6 +1322,7 @@ class _Trials:
         for nm in MERGED: getattr(self.base, nm).extend(getattr(dyes, nm))
         self.base.used |= dyes.used
         self.base.known |= dyes.known
+        self.base.spared |= dyes.spared
 
     def trial(self, groups, turns, follows=True, trains=False):
         "One run in which groups have other sizes."
@@ -1320,7 +1331,7 @@ class _Trials:
         colours = {place:np.repeat(mine+1, times[mine]) for place,mine in groups.slots.items()} if follows else {}
         inputs,real = _twice(self.inputs) if trains else self.inputs,self.real or self.base.known
         try:
-            with groups.resized(self.model, times, real) as tensors:
+            with warnings.catch_warnings(action='ignore'), groups.resized(self.model, times, real) as tensors:
                 _flow(self.model, inputs, tensors, colours, dyes, calls if self.noted else None, trains,
                       self.contents)
         except STOPS as e: calls.stop(e)
@@ -1502,11 +1513,13 @@ def renumber(self:Groups,
     for place,mine in self.slots.items() if fix is not None else ():
         if not (slots[place]>=0).any(): fixed[place] = fix[int(self.group_of[mine[mine>=0]][0])]
     sizes = tuple((nm, attr, _new(mine)) for nm,attr,mine in self.sizes)
-    inexact = frozenset(i for i,g in enumerate(left.tolist()) if g in self.inexact)
+    inexact,proven = (frozenset(i for i,g in enumerate(left.tolist()) if g in o) for o in (self.inexact, self.proven))
+    seen = {i:self.seen[g] for i,g in enumerate(left.tolist()) if g in self.seen}
     slots = {p:o for p,o in slots.items() if (o>=0).any()}
     made,read = (tuple(p for p in o if p in slots) for o in (self.made, self.read))
     past = None if fix is not None else self._past(stay)
-    return Groups(slots, group_of, sizes, fixed, inexact, made, self.headwise, past, read, self.real)
+    return Groups(slots, group_of, sizes, fixed, inexact, made, self.headwise, past, read, proven, seen, self.spared,
+                  self.real)
 
 @patch
 def _past(self:Groups, stay):
@@ -1636,6 +1649,7 @@ def leave(self:Dyes, out):
     "Fix the colours of what a network returns, while it still has its coloured tensors."
     try: found = tensors_in(out, 'output')
     except TypeError as e: raise _Unsearchable(str(e)) from e
+    self.returned = found
     for path,t in found.items():
         self.outputs[path] = _sizes_of(t, self.of(t)) if self.follows else tuple(t.shape)
         at = path.removeprefix('output')
@@ -1763,7 +1777,8 @@ def _collect(model, dyes, places, starts):
     swap = tuple(nm for nm,m in model.named_modules()
                  if _can_be_headwise(m) and any(t.startswith(f'{nm}.'.lstrip('.')) for t,_ in slots))
     sizes,options = _sizes(dyes, labels, number)
-    groups = Groups(slots, group_of, sizes, fixed, inexact, made, swap, read=read, real=dyes.real)
+    groups = Groups(slots, group_of, sizes, fixed, inexact, made, swap, read=read, spared=tuple(sorted(dyes.spared)),
+                    real=dyes.real)
     alone = np.flatnonzero(np.bincount(group_of, minlength=len(groups))==1)
     alone = {int(g):'all of it is one neuron' for g in alone}
     if not alone: return groups,options
