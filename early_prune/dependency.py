@@ -1564,7 +1564,7 @@ class _Contents:
 
     def look(self, o):
         "Remember an object, and return what it holds."
-        if not o and type(o) in _CONTAINERS:
+        if type(o) in _CONTAINERS and not o:
             self.empty.append(o)
             return ()
         if type(o) in RANDOM: self.random.append((o, RANDOM[type(o)][0](o)))

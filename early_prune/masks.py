@@ -514,7 +514,9 @@ def uphold(self:Masks,
 
 @patch
 @torch.no_grad()
-def _moved(self:Masks): return any(bool(p[~mask].any()) for _,p,mask in self.upheld)
+def _moved(self:Masks): # the host waits once
+    found = [p.masked_fill(mask, 0).any() for _,p,mask in self.upheld]
+    return bool(found) and torch.stack([o.to(found[0].device) for o in found]).any().item()
 
 # %% ../nbs/04_masks.ipynb #a85f42e6
 def norm_after(

@@ -32,6 +32,8 @@ class Pretended(torch.Tensor):
         return torch.Tensor._make_wrapper_subclass(cls, inner.shape, inner.stride(), inner.storage_offset(),
                                                    device='cpu', dtype=inner.dtype, layout=inner.layout)
     def __init__(self, inner): self.inner = inner
+    # in a closure: a tensor in `vars` would be what an optimizer remembers of a weight
+    inner = property(lambda self: self.held(), lambda self, t: setattr(self, 'held', lambda: t))
     def __repr__(self): return f'Pretended({self.inner})'
     device,is_cuda,is_cpu = (property(lambda self, o=o: o) for o in (CUDA, True, False))
 
