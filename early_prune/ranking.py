@@ -76,7 +76,7 @@ def over_filters(
         model:nn.Module, # Network; gradient criteria want a backward pass before
         groups:Groups,   # Its table
     )->Tensor:           # Scores, `(n_neurons,)`
-        found = [(criterion(p).float().flatten(1), mine) for _,p,mine in filters(model, groups)]
+        found = [(criterion(p).float().reshape(len(p), -1), mine) for _,p,mine in filters(model, groups)]
         parts = [(s.sum(1) if total else s.mean(1), mine) for s,mine in found]
         return _added(groups, parts, _device(model), mean=not total)
     _filters.__name__,_filters.__doc__ = f'over_filters({getattr(criterion, "__name__", criterion)})',criterion.__doc__

@@ -159,30 +159,53 @@ def silence(
 # %% ../nbs/10_surgery.ipynb #7c0ffee2
 def _precise(t, double): return t.double() if double and t.is_floating_point() else t
 
-def _stand_ins(model, groups, stay, double):
-    off,params = ~np.append(stay, True),dict(model.named_parameters())
-    masked = {nm:_precise(t.detach(), double) for nm,t in _all_tensors(model).items()}
+def _stirred(model, seed):
+    "Tensors of a network with numbers for zeros: a head that begins at zero would hide every fault."
+    tensors,g = _all_tensors(model),torch.Generator().manual_seed(seed)
+    for nm,p in model.named_parameters():
+        zero = p==0
+        if p.is_floating_point() and zero.any():
+            scale = .1 if zero.all() else p.detach().float().square().sum().div((~zero).sum()).sqrt().item()
+            tensors[nm] = torch.where(zero, (torch.randn(p.shape, generator=g)*scale).to(p), p)
+    return {nm:t.detach() for nm,t in tensors.items()}
+
+def _stand_ins(tensors, model, groups, stay):
+    off,params,masked = ~np.append(stay, True),dict(model.named_parameters()),dict(tensors)
     for (nm,d),mine in groups.slots.items():
         if nm not in params or nm in groups.spared or not off[mine].any(): continue
         masked[nm] = masked[nm].index_fill(d, torch.from_numpy(np.flatnonzero(off[mine])).to(params[nm].device), 0)
     return masked
 
-def _answers(model, inputs, tensors):
-    dyes = _flow(model, inputs, tensors, {}, Dyes(True))
-    return {path:t.double() for path,t in dyes.returned.items() if not t.is_complex()}
+def _answers(model, inputs, tensors, double):
+    dyes = _flow(model, inputs, {nm:_precise(t, double).view_as(t) for nm,t in tensors.items()}, {}, Dyes(True))
+    return {path:(torch.view_as_real(t) if t.is_complex() else t).double() for path,t in dyes.returned.items()}
 
-def _apart(model, groups, inputs, stay, double=False):
-    "How far the cut network is from the masked one, relative to its outputs; `inf`: it stops, or only one says NaN."
+def _distance(got, want):
+    if got.shape!=want.shape: return math.inf
+    same = (got==want) | got.isnan() & want.isnan()
+    far = (got-want).masked_fill(same, 0).nan_to_num(math.inf, math.inf, math.inf).abs()
+    scale = want[want.isfinite()].abs()
+    return (far.max()/scale.max().clamp(min=1e-30)).item() if len(scale) else math.nan # nothing to compare
+
+def _apart(model, tensors, groups, inputs, stay, double=False):
+    "How far cut and masked are apart, relative to the outputs; `inf`: the cut stops; NaN: nothing to compare."
     inputs = tree_map_only(Tensor, lambda t: _precise(t, double), inputs)
-    want = _answers(model, inputs, _stand_ins(model, groups, stay, double))
+    want = _answers(model, inputs, _stand_ins(tensors, model, groups, stay), double)
+    at = _indices(groups, stay)
+    small = {nm:_slice(t, at[nm]) if nm in at else t for nm,t in tensors.items()}
     try:
-        with groups.resized(model, np.append(stay, True), True) as small:
-            got = _answers(model, inputs, {nm:_precise(t, double) for nm,t in small.items()})
+        with groups.resized(model, np.append(stay, True)): got = _answers(model, inputs, small, double)
     except STOPS: return math.inf
-    if {k:t.shape for k,t in want.items()}!={k:t.shape for k,t in got.items()}: return math.inf
-    far = [((got[k]-t).nan_to_num(math.inf, math.inf, math.inf).abs().max()/t.abs().max().clamp(min=1e-30)).item()
-           for k,t in want.items() if t.numel() and not (t.isnan() & got[k].isnan()).all()]
-    return max(far, default=0.)
+    if want.keys()!=got.keys(): return math.inf
+    return max((o for k in want if not math.isnan(o := _distance(got[k], want[k]))), default=math.nan)
+
+def _differs(model, tensors, groups, inputs, stay):
+    "By how much a cut is wrong, 0 if it is right; what is near rounding is run again in double precision."
+    far = _apart(model, tensors, groups, inputs, stay)
+    if not far>=1e-5: return far if math.isnan(far) else 0.
+    try: sure,limit = _apart(model, tensors, groups, inputs, stay, double=True),1e-9
+    except STOPS: sure,limit = far,1e-3 # it does not run in double precision
+    return sure if sure>limit else 0.
 
 # %% ../nbs/10_surgery.ipynb #7c0ffee3
 @torch.no_grad()
@@ -195,27 +218,22 @@ def prove(
 )->Groups:           # The table, with groups that are proven, or inexact for what was seen
     "Compare the network with random neurons cut and with the same neurons masked, on numbers."
     model,inputs,rng = plain(model),(inputs, named),np.random.default_rng(seed)
+    tensors,bad,far = _stirred(model, seed),{},math.nan
     gone = {i:rng.choice(g.n, g.n//2, replace=False) for i,g in enumerate(groups) if g.exact and g.n>1}
-    def _distance(some, double=False):
+    def _guilty(some):
+        nonlocal far
         stay = np.ones(groups.n_neurons, bool)
         for i in some: stay[groups[i].start+gone[i]] = False
-        return _apart(model, groups, inputs, stay, double)
-    def _differs(some):
-        far = _distance(some)
-        if far<1e-5: return 0.
-        try: sure,limit = _distance(some, double=True),1e-9
-        except STOPS: sure,limit = far,1e-3 # it does not run in double precision
-        return sure if sure>limit else 0.
-    def _guilty(some):
-        if not some or not (far := _differs(some)): return {}
-        if len(some)==1: return {some[0]:far}
+        far = wrong = _differs(model, tensors, groups, inputs, stay)
+        if not wrong>0: return {}
         half = len(some)//2
-        return _guilty(some[:half]) | _guilty(some[half:]) or dict.fromkeys(some, far)
-    bad = _guilty(list(gone))
-    seen = {i:'inexact: the cut network stops' if far==math.inf else f'inexact: outputs differ by {far:.1g}'
-            for i,far in bad.items()}
-    return replace(groups, inexact=groups.inexact | bad.keys(), proven=frozenset(gone.keys()-bad.keys()),
-                   seen=groups.seen | seen)
+        parts = (_guilty(o) for o in (some[:half], some[half:])) if half else ()
+        return {i:o for found in parts for i,o in found.items()} or dict.fromkeys(some, wrong)
+    while (rest := [i for i in gone if i not in bad]) and (found := _guilty(rest)): bad |= found
+    seen = {i:'inexact: the cut network stops' if o==math.inf else f'inexact: outputs differ by {o:.1g}'
+            for i,o in bad.items()}
+    proven = frozenset() if math.isnan(far) else frozenset(rest) # nothing is proven by outputs without a number
+    return replace(groups, inexact=groups.inexact | bad.keys(), proven=proven, seen=groups.seen | seen)
 
 # %% ../nbs/10_surgery.ipynb #f722cc01
 def mute_slices(

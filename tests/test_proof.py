@@ -85,6 +85,42 @@ def test_the_table_keeps_what_is_proven():
     after = cut(net, found, {found[0].name:(0, 1, 2)})
     assert after.proven==found.proven
 
+class Joined(nn.Module):
+    "Layers side by side. When it is wrong, a narrow `a` is doubled, and so is `b` where `b` and `c` are both narrow."
+    wrong = False
+    def __init__(self, output=lambda y: y):
+        super().__init__()
+        self.a,self.b,self.c,self.o,self.output = nn.Linear(6, 16),nn.Linear(6, 12),nn.Linear(6, 10),nn.Linear(38, 3),output
+    def forward(self, x):
+        a,b,c = self.a(x),self.b(x),self.c(x)
+        if self.wrong and a.shape[1]<16: a = a*2
+        if self.wrong and b.shape[1]<12 and c.shape[1]<10: b = b*2
+        return self.output(self.o(torch.cat([a, b, c], 1)))
+
+def proof_of(net, wrong):
+    x = torch.randn(5, 6, generator=torch.Generator().manual_seed(0))
+    groups = trace(Joined(), x)
+    net.wrong = wrong
+    return prove(net, groups, x)
+
+@pytest.mark.parametrize('wrong', [True, False])
+@pytest.mark.parametrize('output', [lambda y: y, lambda y: y.to(torch.complex64), lambda y: y.index_fill(1, torch.tensor([0]), -torch.inf)],
+                         ids=['plain', 'complex', 'infinite'])
+def test_a_proof_reads_outputs_of_any_kind(output, wrong):
+    found = proof_of(Joined(output), wrong)
+    assert len(found.proven)==3*(not wrong) and len(found.inexact)==3*wrong
+
+@pytest.mark.parametrize('zero', ['o', 'a', 'b'])
+def test_a_layer_that_begins_at_zero_hides_no_fault(zero):
+    net = Joined()
+    for p in getattr(net, zero).parameters(): nn.init.zeros_(p)
+    before = copy.deepcopy(net.state_dict())
+    assert proof_of(net, True).inexact=={0, 1, 2} and all(before[k].equal(v) for k,v in net.state_dict().items())
+
+def test_outputs_without_a_number_prove_nothing():
+    found = proof_of(Joined(lambda y: y*torch.nan), True)
+    assert not found.proven and not found.inexact and set(found.table().known)=={'by rule'}
+
 # ---- zeros that would be divided by zero
 
 class Cosine(nn.Module):

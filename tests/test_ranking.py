@@ -266,3 +266,28 @@ def test_flops_of_a_course_that_depends_on_values():
     left = Groups.from_json(cut(net, groups, keep).to_json())
     a,b = net.a.out_features,net.b.out_features
     assert left.real and Flops(.5).meter(left, net, (x,))(left.stay({}))==small==2*2*(16*a + a*b + b*10)
+
+class Mixer(nn.Module):
+    "Mixes places by a transposed layer, where the bias of the embedding is what makes its neurons."
+    def __init__(self):
+        super().__init__()
+        self.e,self.o = nn.Linear(48, 32),nn.Linear(32, 5)
+        self.t = nn.Sequential(nn.Linear(16, 24), nn.GELU(), nn.Linear(24, 16))
+    def forward(self, x):
+        x = self.e(x)
+        return self.o((x+self.t(x.transpose(1, 2)).transpose(1, 2)).mean(1))
+
+@pytest.mark.parametrize('name', [nm for nm in NEURON_CRITERIA if 'bn' not in nm])
+def test_biases_that_make_neurons_are_ranked(name):
+    torch.manual_seed(0)
+    net,x = Mixer(),torch.randn(2, 16, 48)
+    groups = trace(net, x)
+    assert any(net.get_parameter(nm).ndim==1 for nm,_ in groups.made)
+    net(x).square().sum().backward()
+    found = scores(net, groups, NEURON_CRITERIA[name])
+    keep = rank(groups, found, Neurons(.3))
+    assert found.isfinite().all() and sum(map(len, keep.values()))==groups.n_neurons-round(.3*groups.n_neurons)
+    if name=='l1_norm':
+        want = net.e.weight.abs().sum(1)+net.e.bias.abs()
+        g = groups['e']
+        torch.testing.assert_close(found[g.start:g.start+g.n], want)
