@@ -769,6 +769,7 @@ def weight_norm(dyes, out, v, g, dim=0):
     dyes.spared |= {t.name_in_model for t in (v,) if hasattr(t, 'name_in_model')}
     dyes.zero = dyes.is_silent(g)
     dyes.pour(out[0], found)
+    dyes.pour(out[1], dyes.of(g))
 
 @rule('pixel_shuffle')
 def pixel_shuffle(dyes, out, x, r):
@@ -1035,8 +1036,8 @@ def from_json(cls:Groups,
     return cls({(t, i):array(o) for t,i,o in d['slots']}, array(d['group_of']), sizes,
                {(t, i):why for t,i,why in d['fixed']}, frozenset(d['inexact']), tuple(map(tuple, d['made'])),
                tuple(d['headwise']), d['past'] and {nm:tuple(o) for nm,o in d['past'].items()},
-               tuple(map(tuple, d['read'])), frozenset(d['proven']), dict(d['seen']), tuple(d['spared']),
-               bool(d['real']))
+               tuple(map(tuple, d['read'])), frozenset(d.get('proven', ())), dict(d.get('seen', ())),
+               tuple(d.get('spared', ())), bool(d['real']))
 
 # %% ../nbs/08_dependency.ipynb #d297e739
 @patch

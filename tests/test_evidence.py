@@ -75,7 +75,7 @@ def test_stored_results_say_where_they_come_from(path):
     records = [json.loads(o) for o in path.read_text().splitlines()]
     keys = [r['key'] for r in records if 'key' in r and 'error' not in r]
     assert records and len(set(keys))==len(keys), 'a training is stored once'
-    if not path.stem.endswith(('_why', '_pilot')): assert all({'device', 'threads', 'python', 'torch', 'fastai'}<=set(r) for r in records)
+    if not path.stem.endswith(('_why', '_pilot')): assert all({'device', 'threads', 'python', 'torch', 'fastai'}<=set(r | r.get('conditions', {})) for r in records)
     named = [p.name for p in STUDIES.glob('*.ipynb') if path.name in p.read_text()]
     assert named, 'no page shows it'
 
