@@ -61,6 +61,7 @@ def write_whole(
     try:
         write(draft)
         os.replace(draft, path)
+    except OSError as e: raise OSError(f'{path} could not be written: {e}') from e
     finally: draft.unlink(missing_ok=True)
 
 # %% ../nbs/16_cli.ipynb #aa13e14f
@@ -145,8 +146,8 @@ def _train(run, args, rank=0, device=None):
     with nullcontext() if args.nproc==1 else distributed(learn): record = train_run(learn, part)
     record |= asdict(run) | dict(key=run.key, processes=args.nproc)
     if args.out and rank==0:
-        save(learn.model.cpu(), Path(args.out)/'model.safetensors')
         write_whole(Path(args.out)/'record.json', lambda p: p.write_text(json.dumps(record, indent=1)))
+        save(learn.model.cpu(), Path(args.out)/'model.safetensors')
     return record
 
 # %% ../nbs/16_cli.ipynb #f9188247

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import platform
+import tempfile
 import time
 import warnings
 from collections.abc import Callable
@@ -212,6 +213,12 @@ def _torn(line):
     except (ValueError, RecursionError): return True
     return False
 
+_LONGEST = 2**24 # bytes of a line
+_NUMBER = float,int
+_TYPES = dict(key=(str,), error=(str,), recipe=(str,), data=(str,), arch=(str,), seed=(int,), epochs=(int,), bs=(int,),
+              sparsity=_NUMBER, accuracy=_NUMBER, accuracies=(list,), seconds=_NUMBER, sparsity_reached=_NUMBER,
+              training_share=_NUMBER)
+
 class Results:
     "Runs, one JSON line each, in a file that is only ever appended to."
     def __init__(self,
@@ -220,26 +227,46 @@ class Results:
 
     def __len__(self): return len(self.read())
 
+    def _check(self):
+        if self.path.exists() and not self.path.is_file():
+            raise ValueError(f'`{self.path}` is no regular file, and no file of results')
+
     def _lines(self):
+        self._check()
         if not self.path.exists(): return []
-        *lines,last = self.path.read_bytes().split(b'\n')
-        if last and not _torn(last.decode(errors='replace')): lines.append(last)
+        data = self.path.read_bytes()
+        lines = data.splitlines() # of any system
+        if lines and not data.endswith((b'\n', b'\r')) and _torn(lines[-1].decode(errors='replace')): lines.pop()
         return [self._record(i, line) for i,line in enumerate(lines, 1)]
 
     def _record(self, i, line):
+        if len(line)>_LONGEST: raise ValueError(f'`{self.path}` line {i} is not a result: it has {len(line)} bytes')
         try: record = json.loads(line.decode())
         except (ValueError, RecursionError) as e:
             raise ValueError(f'`{self.path}` line {i} is not a result: {e}') from None
         if not isinstance(record, dict): raise ValueError(f'`{self.path}` line {i} is not a result, but {line[:20]!r}')
+        for nm,kinds in _TYPES.items():
+            if type(v := record.get(nm, kinds[0]())) not in kinds:
+                raise ValueError(f'`{self.path}` line {i} is not a result: `{nm}` is {v!r:.40}')
         return record
+
+    def _keyed(self, wanted):
+        lines = self._lines()
+        if (i := next((i for i,r in enumerate(lines, 1) if wanted(r) and 'key' not in r), None)) is not None:
+            raise ValueError(f'`{self.path}` line {i} is not the result of a run: it has no `key`')
+        return lines
 
     def read(self)->list: # One `dict` for each finished run
         "Read all finished runs."
         return [r for r in self._lines() if 'error' not in r]
 
+    def finished(self)->dict: # `{key: record}`, the first of each
+        "Read the finished runs by their keys."
+        return {r['key']:r for r in reversed(self._keyed(lambda r: True)) if 'error' not in r}
+
     def failed(self)->list: # One `dict` for each run that raised when it was tried last, and never finished
         "Read the runs that failed."
-        lines = self._lines()
+        lines = self._keyed(lambda r: 'error' in r)
         done = {r.get('key') for r in lines if 'error' not in r}
         return list({r['key']:r for r in lines if 'error' in r and r['key'] not in done}.values())
 
@@ -257,20 +284,40 @@ def claim(self:Results,
 def add(self:Results,
     record:dict, # Result of a run, plain values
 ):
-    "Append one run."
+    "Append one run; where the file cannot take it, keep it beside."
+    self._check()
     line = (json.dumps(record) + '\n').encode()
-    with self.claim('append'):
-        file = os.open(self.path, os.O_RDWR|os.O_APPEND|os.O_CREAT, 0o644)
+    try:
+        with self.claim('append'): _append(self.path, line)
+    except OSError as e: raise OSError(f'`{self.path}` could not take a result, kept in {self._keep(line)}: {e}') from e
+
+@patch
+def _keep(self:Results, line):
+    name = f'{self.path.name}.{hashlib.sha256(line).hexdigest()[:12]}.kept'
+    for folder in (self.path.parent, Path(tempfile.gettempdir())):
         try:
-            line = _mend(self.path, file) + line
-            if os.write(file, line)!=len(line): raise OSError(f'`{self.path}`: the disk took only a part of a result')
-            os.fsync(file)
-        finally: os.close(file)
+            (folder/name).write_bytes(line)
+            return folder/name
+        except OSError: (folder/name).unlink(missing_ok=True) # as full as the first: the next one
+    return f'no file, so copy it from here: {line.decode()}'
+
+def _append(path, line):
+    file = os.open(path, os.O_RDWR|os.O_APPEND|os.O_CREAT, 0o666)
+    try:
+        line,size = _mend(path, file) + line,os.fstat(file).st_size
+        if (n := os.write(file, line))!=len(line):
+            os.truncate(file, size)
+            raise OSError(f'the disk took {n} of {len(line)} bytes')
+        os.fsync(file)
+    finally: os.close(file)
 
 def _mend(path, file):
-    whole,newline,last = path.read_bytes().rpartition(b'\n')
-    if not _torn(last.decode(errors='replace')): return b'\n' if last else b''
-    os.truncate(file, len(whole+newline))
+    data = path.read_bytes()
+    if not data or data.endswith((b'\n', b'\r')): return b''
+    last = data.splitlines()[-1]
+    if not _torn(last.decode(errors='replace')): return b'\n'
+    with open(path.with_name(f'{path.name}.torn'), 'ab') as f: f.write(last + b'\n')
+    os.truncate(file, len(data)-len(last))
     return b''
 
 # %% ../nbs/15_compare.ipynb #f0d303f6
@@ -520,7 +567,7 @@ def _train_one(run, path, wait, alone):
     results = Results(path)
     try:
         with results.claim(run.key).acquire(timeout=-1 if wait else 0):
-            if run.key not in {r['key'] for r in results.read()}: _train_claimed(run, results)
+            if run.key not in results.finished(): _train_claimed(run, results)
     except Timeout: return None
     return run.key
 
@@ -531,9 +578,8 @@ def read_runs(
 )->Comparison:     # Those of the runs that are finished, in the order of `runs`, and those that failed
     "Read runs from a file without training any."
     wanted,results = {run.key:i for i,run in enumerate(runs)},Results(path)
-    def chosen(records): return sorted((r for r in records if r.get('key') in wanted), key=lambda r: wanted[r['key']])
-    once = {r['key']:r for r in reversed(chosen(results.read()))}
-    return Comparison(list(once.values())[::-1], chosen(results.failed()), len(wanted))
+    def chosen(records): return sorted((r for r in records if r['key'] in wanted), key=lambda r: wanted[r['key']])
+    return Comparison(chosen(results.finished().values()), chosen(results.failed()), len(wanted))
 
 def train_runs(
     runs:list,               # `Run`s
@@ -543,7 +589,7 @@ def train_runs(
 )->Comparison:               # The runs, finished now or before
     "Train the runs that are not in the file and not claimed by another process; wait for those that are."
     for run in runs: _check(run)
-    done = {r['key'] for r in Results(path).read()}
+    done = Results(path).finished()
     missing = [run for run in runs if run.key not in done]
     for wait in (False, True):
         if not missing: break
@@ -603,8 +649,11 @@ def report(self:Comparison,
     body = ''.join(f'<h2>{nm}</h2><div>{o}</div>' for nm,o in parts.items())
     page = _PAGE.format(title=escape(title), n=len(self.records), failed=len(self.failures), parts=body)
     draft = Path(path).with_name(f'.{Path(path).name}.{os.getpid()}')
-    draft.write_text(page, encoding='utf-8')
-    return draft.replace(path)
+    try:
+        draft.write_text(page, encoding='utf-8')
+        return draft.replace(path)
+    except OSError as e: raise OSError(f'{path} could not be written: {e}') from e
+    finally: draft.unlink(missing_ok=True)
 
 # %% ../nbs/15_compare.ipynb #3a723490
 class _Snapshots(Callback):
@@ -638,10 +687,10 @@ def plasticity(
     back = '' if regrow is None else f'{regrow.name} {regrow.drop_fraction:g}'
     cells = [dict(epoch=e, rate=check_sparsity(r, 'rates'), k=k, regrow=back, **tag) for e in epochs for r in rates]
     results,keys = Results(path),[_hash(o) for o in cells]
-    done = {r['key'] for r in results.read()}
+    done = results.finished()
     if missing := [(key, cell) for key,cell in zip(keys, cells) if key not in done]:
         _measure(learn_fn, train, missing, k, regrow, results)
-    found = {r['key']:r for r in results.read()}
+    found = results.finished()
     return [found[key] for key in keys]
 
 def _quietly(learn, f):
@@ -693,10 +742,10 @@ def oracle(
     "Train once for each moment of the cut, and once with a rule that chooses it (Shen et al., 2022)."
     cells = [dict(when=e, ratio=ratio, rule=rule, **tag) for e in [*epochs, rule]]
     results,keys = Results(path),[_hash(o) for o in cells]
-    done = {r['key'] for r in results.read()}
+    done = results.finished()
     for key,cell in zip(keys, cells):
         if key not in done: results.add(_cut_once(learn_fn(), train, cell) | dict(key=key))
-    found = {r['key']:r for r in results.read()}
+    found = results.finished()
     return [found[key] for key in keys]
 
 def _cut_once(learn, train, cell):

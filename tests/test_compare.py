@@ -346,3 +346,73 @@ def test_plasticity_plot_and_mistakes(tmp_path):
     for bad,error in ((dict(k=0), '`k` is at least 1'), (dict(rates=[50]), 'write 0.5 for 50 %'), (dict(epochs=[4]), r'got \[4\]')):
         with pytest.raises(ValueError, match=error): plasticity(**(ask | bad))
     assert not (tmp_path/'p.jsonl').exists()
+
+LINE = json.dumps(dict(key='a', recipe='agp', sparsity=.9, seed=0, accuracy=.5))
+
+@pytest.mark.parametrize('end', ['\n', '\r', '\r\n'])
+def test_other_line_ends(tmp_path, end):
+    "Nothing is lost by the next `add`."
+    path = tmp_path/'r.jsonl'
+    path.write_bytes(end.join([LINE, LINE.replace('"a"', '"b"'), '']).encode())
+    Results(path).add(dict(key='c'))
+    assert [r['key'] for r in Results(path).read()]==['a', 'b', 'c']
+
+@pytest.mark.parametrize('end', ['\n', '\r', '\r\n'])
+@pytest.mark.parametrize('last', ['{"key": "b"', '{"key": "b"}'])
+def test_what_add_replaces_is_kept(tmp_path, end, last):
+    path = tmp_path/'r.jsonl'
+    path.write_bytes((LINE+end+last).encode())
+    Results(path).add(dict(key='c'))
+    beside = path.with_name('r.jsonl.torn')
+    assert [r['key'] for r in Results(path).read()]==['a', *'b'*last.endswith('}'), 'c']
+    assert beside.exists()!=last.endswith('}') and (last.endswith('}') or beside.read_text()==last+'\n')
+
+WRONG = ['{"key": 3}', '{"key": "a", "accuracy": "high"}', '{"key": "a", "accuracy": true}', '{"key": "a", "seed": 1.5}', '[1]', '"a"', '3',
+         '{"key": "a", "accuracies": {}}', '{"key": "a", "error": 1}', '{"key": "a", "sparsity": null}', '{"a":'*5000+'1'+'}'*5000, '\x00', 'no']
+
+@pytest.mark.parametrize('wrong', WRONG, ids=range(len(WRONG)))
+def test_lines_of_wrong_types(tmp_path, wrong):
+    path = tmp_path/'r.jsonl'
+    path.write_text(f'{LINE}\n{wrong}\n')
+    for read in (Results(path).read, Results(path).failed, lambda: read_runs([Run('agp', .9)], path)):
+        with pytest.raises(ValueError, match='r.jsonl` line 2 is not a result'): read()
+    before = path.read_bytes()
+    Results(path).add(dict(key='c'))
+    assert path.read_bytes().startswith(before)
+
+def test_lines_without_a_key_and_files_that_are_none(tmp_path):
+    path = tmp_path/'r.jsonl'
+    path.write_text(f'{LINE}\n{{"accuracy": 0.5}}\n')
+    for read in (Results(path).finished, lambda: read_runs([Run('agp', .9)], path),
+                 lambda: compare(['agp'], [.9], path, show_progress=False)):
+        with pytest.raises(ValueError, match='r.jsonl` line 2 is not the result of a run: it has no `key`'): read()
+    assert Results(path).failed()==[] # who finished needs no key to be shown
+    path.write_text(f'{LINE}\n{{"error": "no"}}\n')
+    with pytest.raises(ValueError, match='line 2 is not the result of a run'): Results(path).failed()
+    os.mkfifo(tmp_path/'pipe')
+    for path in (tmp_path/'pipe', tmp_path):
+        with pytest.raises(ValueError, match=f'{path.name}` is no regular file'): Results(path).read()
+        with pytest.raises(ValueError, match=f'{path.name}` is no regular file'): Results(path).add(dict(key='a'))
+
+@pytest.mark.parametrize('where', ['write', 'fsync', 'short'])
+def test_a_full_disk_loses_no_training(tmp_path, monkeypatch, where):
+    "The result that could not be appended lies beside, and the error says where; the file is as it was."
+    path,write = tmp_path/'r.jsonl',os.write
+    path.write_text(LINE+'\n')
+    def full(file, *data):
+        if where!='short': raise OSError(28, 'No space left on device')
+        return write(file, *(o[:5] for o in data))
+    monkeypatch.setattr(os, 'fsync' if where=='fsync' else 'write', full)
+    with pytest.raises(OSError, match='could not take a result, kept in .*r.jsonl.*kept') as e: Results(path).add(dict(key='b'))
+    kept = next(tmp_path.glob('*.kept'))
+    assert kept.name in str(e.value) and json.loads(kept.read_text())==dict(key='b')
+    if where!='fsync': assert path.read_text()==LINE+'\n'
+
+def test_a_report_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
+    records = [dict(recipe='agp', sparsity=.9, seed=i, accuracy=.5, sparsity_reached=.9, seconds=1.) for i in range(2)]
+    def full(self, *args, **kwargs):
+        self.touch()
+        raise OSError(28, 'No space left on device')
+    monkeypatch.setattr(Path, 'write_text', full)
+    with pytest.raises(OSError, match='r.html could not be written: .*No space'): Comparison(records).report(tmp_path/'r.html')
+    assert not list(tmp_path.iterdir())
