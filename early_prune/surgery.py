@@ -31,7 +31,7 @@ from torch.utils._pytree import tree_map_only
 
 from .core import evaluating
 from .dependency import HEADS, HEADWISE, INNER, STOPS, WIDTHS, Dyes, Groups, HeadwiseAttention
-from .dependency import _all_tensors, _flow, plain, set_size
+from .dependency import _all_tensors, _flow, plain, set_size, size_of
 from .masks import Masks, copies_of
 from .optimizers import _replace, _slice, expect_cut, layout_of
 
@@ -83,7 +83,13 @@ def _change_of_memory(optimizer, tensors, at):
 
 def _resize(model, sizes, stay):
     modules,stay = dict(model.named_modules()),np.append(stay, True)
-    for nm,attr,mine in sizes: set_size(modules[nm], attr, int(stay[mine].sum()))
+    for nm,attr,mine in sizes: _set_and_mark(modules[nm], attr, int(stay[mine].sum()))
+
+_MARK = '_sizes_by_trial' # names that no list has, and that a file must hold
+
+def _set_and_mark(module, attr, n):
+    set_size(module, attr, n)
+    if attr not in ATTRIBUTES: vars(module).setdefault(_MARK, set()).add(attr)
 
 # %% ../nbs/10_surgery.ipynb #a55f9b31
 @torch.no_grad()
@@ -525,8 +531,8 @@ FORMAT = 'early_prune 1'
 
 def _attributes(model):
     number = lambda v: v[0] if isinstance(v, tuple) and len(v)==1 else v
-    return {nm:{a:v for a in ATTRIBUTES if type(v := number(vars(m).get(a))) is int and v>0}
-            for nm,m in model.named_modules()}
+    return {nm:{a:v for a in ATTRIBUTES if type(v := number(vars(m).get(a))) is int and v>0} |
+               {a:number(size_of(m, a)) for a in vars(m).get(_MARK, ())} for nm,m in model.named_modules()}
 
 def save(
     model:nn.Module,    # Network, cut or not
@@ -591,11 +597,18 @@ def _shapes(m, sizes):
     if isinstance(m, nn.Embedding): return dict(weight=(m.num_embeddings, n('embedding_dim')))
     return dict(weight=(n('num_parameters'),)) if isinstance(m, nn.PReLU) else {}
 
+def _whole(module, attr): # 0 if it has no such number
+    try: n = size_of(module, attr)
+    except (AttributeError, KeyError): return 0
+    n = n[0] if isinstance(n, tuple) and len(n)==1 else n
+    return n if type(n) is int else 0
+
 def _check_sizes(model, sizes, tensors, path):
-    known = _attributes(model)
+    known,modules = _attributes(model),dict(model.named_modules())
     for nm,found in sizes.items():
         own = known.get(nm)
-        if own is None or not all(a in ATTRIBUTES and type(v) is int and 0<v<=own.get(a, v) for a,v in found.items()):
+        if own is None or not all(type(v) is int and 0<v<=(own.get(a, v) if a in ATTRIBUTES else _whole(modules[nm], a))
+                                  for a,v in found.items()):
             raise ValueError(f'{path}: unknown sizes for {nm!r:.60}')
     for nm,m in model.named_modules():
         try: shapes = _shapes(m, sizes.get(nm, {}))
@@ -639,8 +652,7 @@ def _fill(model, header, tensors, path):
     for nm,t in tensors.items(): _replace(own[nm], t.to(own[nm]))
     for nm,found in header['sizes'].items():
         for attr,v in found.items():
-            if (was := vars(modules[nm]).get(attr)) is not None:
-                setattr(modules[nm], attr, (v,) if isinstance(was, tuple) else v)
+            if attr not in ATTRIBUTES or vars(modules[nm]).get(attr) is not None: _set_and_mark(modules[nm], attr, v)
     _headwise(model, header['headwise'])
     return model
 

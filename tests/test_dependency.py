@@ -24,7 +24,7 @@ from torchvision.models import get_model
 from early_prune import dependency
 from early_prune.core import tensors_in
 from early_prune.dependency import HEADWISE, SHAPED, Dyes, Groups, headwise, plain, trace
-from early_prune.surgery import cut, silence
+from early_prune.surgery import cut, load, save, silence
 
 
 def shapes(groups): return {g.name:(g.n, g.places) for g in groups}
@@ -906,3 +906,15 @@ def test_the_law_holds_in_the_wild(draws, seed, pack): assert not violations(dra
 @settings(max_examples=int(os.environ.get("GRAPHS", 3000)), deadline=None)
 @given(draws=wild, seed=st.integers(0, 5), pack=st.integers(0, len(PACKS)-1))
 def test_the_law_holds_in_3000_wild_networks(draws, seed, pack): assert not violations(draws, seed, pack)
+
+@pytest.mark.parametrize('name', ['h', 'conf.heads', 'dict.n', 'num_heads'])
+def test_a_file_holds_numbers_that_were_found_by_trying(name, tmp_path):
+    "Or the small network would be built with the heads of the large one, and say something else."
+    def build():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(16, 16), Heads(name), nn.Linear(16, 2)).eval()
+    net,x = build(),torch.randn(2, 6, 16)
+    cut(net, trace(net, x), {'1.q':(0, 3)})
+    for _ in range(2): # also of what was read
+        net,want = load(build, save(net, tmp_path/'small.safetensors')),net(x)
+        assert net(x).equal(want)
