@@ -91,6 +91,11 @@ def _set_and_mark(module, attr, n):
     set_size(module, attr, n)
     if attr not in ATTRIBUTES: vars(module).setdefault(_MARK, set()).add(attr)
 
+def _tell(net, at): # code may use the weight of a layer and never call it
+    modules = dict(net.named_modules())
+    for path,_,leaf in (nm.rpartition('.') for nm in at):
+        if leaf=='weight' and isinstance(m := modules[path], nn.Linear): m.out_features,m.in_features = m.weight.shape
+
 # %% ../nbs/10_surgery.ipynb #a55f9b31
 @torch.no_grad()
 def cut(
@@ -114,6 +119,7 @@ def cut(
     for net,found in zip(nets, tensors):
         for nm,idxs in at.items(): _shrink(found[nm], idxs)
         _resize(net, groups.sizes, stay)
+        _tell(net, at)
         _headwise(net, [nm for nm in groups.headwise if any(t.startswith(f'{nm}.'.lstrip('.')) for t in at)])
     change_memory()
     for o,theirs in masks: _cut_masks(o, theirs)
