@@ -201,7 +201,7 @@ def test_private_symbols_are_not_documented(url):
 
 def test_the_code_of_what_is_private_is_folded_where_the_prose_speaks_of_it(url):
     "Rules and helpers have no heading of their own, and a page without them would be prose about nothing."
-    for name,what in [('dependency', '_stretches, _viewed, view'), ('dependency', 'HEADS, WIDTHS, INNER'), ('checkpoint', '_Packer')]:
+    for name,what in [('dependency', '_stretches, _viewed, view'), ('dependency', 'HEADS, WIDTHS, INNER'), ('checkpoint', '_Packer, _columns')]:
         text = (build.OUT/f'{name}.html').read_text()
         assert text.count(f'<summary>Code: {what}</summary>')==1
     assert 'Code: write_state' not in text and 'Code: Contents' not in text # these are shown with their symbols
