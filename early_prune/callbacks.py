@@ -20,18 +20,20 @@ import torch
 import torch.distributed as dist
 from fastai.callback.core import Callback
 from fastai.callback.tracker import TrackerCallback
+from fastai.data.core import DataLoaders
+from fastai.data.load import DataLoader
 from fastai.learner import Learner, ValueMetric
 from fastcore.basics import patch
 from fastcore.imports import IN_NOTEBOOK
 from matplotlib.colors import ListedColormap
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from .core import check_sparsity
 from .criteria import AtInit, magnitude, random_scores, rms_magnitude
 from .dependency import Groups, _all_tensors, plain, trace
 from .distributions import uniform
-from .masks import Masks, agree, averaged, counterparts, digest, from_first, holds_zero, n_ranks
+from .masks import Masks, agree, averaged, copies_in, digest, from_first, holds_zero, n_ranks
 from .optimizers import layout_of
 from .ranking import (Averaged, Flops, Limits, Neurons, _neuron_wise, may_return, over_readers, rank, reachable,
     scores, swap_neurons)
@@ -62,12 +64,6 @@ def _example(dls):
     batch = tuple(dl.one_batch() if hasattr(dl, 'one_batch') else next(iter(dl)))
     return batch[:getattr(dls, 'n_inp', max(len(batch)-1, 1))] # as `Learner` divides a batch
 
-def _networks_of(cb):
-    for nm,v in vars(cb).items():
-        if isinstance(v, nn.Module): yield nm,v
-        elif nm!='learn' and hasattr(v, '__dict__') and not isinstance(v, (type, Callback)):
-            yield from ((nm, o) for o in vars(v).values() if isinstance(o, nn.Module))
-
 class _Together(Callback):
     @property
     def model(self): return plain(self.learn.model)
@@ -84,15 +80,18 @@ class _Together(Callback):
         for what,value in self._held() if self._n_together()>1 else (): agree(what, value)
 
     def _copies(self):
-        "Networks like ours that callbacks average: they have moved since they were first seen, as a teacher has not."
-        found,named = [],dict(self.model.named_parameters())
-        for nm,net in (o for cb in self.learn.cbs for o in _networks_of(cb)):
-            for copy,tensors in counterparts(net, named):
-                now = torch.stack([t.detach().double().sum() for t in tensors.values()]).tolist()
-                if nm=='ema_model' or self.likenesses.setdefault(id(copy), now)!=now:
-                    self.likenesses[id(copy)] = None # once an average, always an average
-                    found.append(copy)
-        return tuple(found)
+        "Copies that callbacks average: they have moved since they were first seen, as a teacher has not."
+        closed = Callback,Learner,DataLoaders,DataLoader
+        others = [cb for cb in self.learn.cbs if not type(cb).__module__.startswith(('fastai.', __name__))] # none there
+        return tuple(copy for cb in others for path,copy in copies_in(cb, self.model, closed)
+                     if self._moves((id(cb), *path), copy))
+
+    def _moves(self, place, copy):
+        tensors = copy if isinstance(copy, dict) else dict(copy.named_parameters())
+        now = torch.stack([t.detach().double().sum() for t in tensors.values() if isinstance(t, Tensor)]).tolist()
+        average = place[1]=='ema_model' or self.likenesses.setdefault(place, now)!=now
+        if average: self.likenesses[place] = None # once an average, always an average
+        return average
 
     def _go_on(self):
         self._compare()
@@ -588,7 +587,8 @@ def _update(self:EarlyPruneCallback, step, pct):
     self.changed = self.changed or ratio!=self.reached
     if self.regrowth is not None and self.regrowth.active(pct): stay = self._swap(stay, found, pct)
     self.stay,self.reached,self.mute = stay,ratio,mute_slices(self.model, self.groups, stay)
-    for net in (self.model, *self._copies()): clear_slices(dict(plain(net).named_parameters()), self.mute)
+    for net in (self.model, *self._copies()):
+        clear_slices(net if isinstance(net, dict) else dict(plain(net).named_parameters()), self.mute)
     forget_neurons(self.opt, self.model, self.groups, stay!=old)
     self.record = [*self.record, (step, stay)]
     self._compare()

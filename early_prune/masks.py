@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['by_weight', 'by_kernel', 'by_filter', 'two_four', 'GRANULARITIES', 'INTS', 'n_keep', 'select', 'take_top', 'keep_top',
-           'Granularity', 'NM', 'Masks', 'counterparts', 'copies_of', 'holds_zero', 'norm_after', 'plot_mask',
-           'film_mask', 'n_ranks', 'from_first', 'agree', 'digest', 'averaged']
+           'Granularity', 'NM', 'Masks', 'counterparts', 'copies_of', 'copies_in', 'holds_zero', 'norm_after',
+           'plot_mask', 'film_mask', 'n_ranks', 'from_first', 'agree', 'digest', 'averaged']
 
 # %% ../nbs/04_masks.ipynb #06db3e82
 import math
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ from torch.nn.modules.conv import _ConvTransposeNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from .core import LINEAR_MAPS, check_sparsity, evaluating, prunable
-from .optimizers import layout_of
+from .optimizers import ATOMS, _is_optimizer, layout_of
 
 # %% ../nbs/04_masks.ipynb #b893d6f0
 def _best(flat, allowed, k):
@@ -427,11 +427,22 @@ def _clear(pairs):
 # %% ../nbs/04_masks.ipynb #6c98e8f1
 def _base_name(nm): return '.'.join(o for o in nm.split('.') if o not in ('module', '_orig_mod'))
 
+def _in_table(table, named):
+    "Tensors of a dictionary by the names of a network: all that it has of them, but what shares its memory."
+    theirs = {_base_name(k):t for k,t in table.items() if isinstance(k, str) and isinstance(t, Tensor)}
+    found = {nm:theirs[_base_name(nm)] for nm in named if _base_name(nm) in theirs} if theirs else {}
+    if not all(_is_like(t, named[nm]) for nm,t in found.items()): return {}
+    return {nm:t for nm,t in found.items() if not _is_same(t, named[nm])}
+
+def _is_like(t, p): return t.shape==p.shape and t.is_floating_point()==p.is_floating_point()
+def _is_same(t, p): return t is p or t.device==p.device and t.dtype==p.dtype and t.is_set_to(p)
+
 def counterparts(
-    net:nn.Module, # A copy of a network, or a wrapper that holds copies, such as `AveragedModel`
-    named:dict,    # `{name: tensor}` of the network itself
-)->list:           # Pairs of a module and `{name: its tensor}`, one for each copy
+    net,        # A copy of a network, a wrapper that holds copies, such as `AveragedModel`, or `{name: tensor}`
+    named:dict, # `{name: tensor}` of the network itself
+)->list:        # Pairs of a module or dictionary and `{name: its tensor}`, one for each copy
     "Find the copies of a network inside of what averages it."
+    if isinstance(net, dict): return [(net, mine)] if (mine := _in_table(net, named)) else []
     names,own,found = {nm:_base_name(nm) for nm in named},{id(t) for t in named.values()},{}
     for where,m in net.named_modules():
         theirs = {_base_name(k):t for k,t in (*m.named_parameters(), *m.named_buffers())}
@@ -442,7 +453,7 @@ def counterparts(
 
 def copies_of(
     named:dict,   # `{name: tensor}` of a network
-    extras:tuple, # Copies of it, or wrappers that hold copies
+    extras:tuple, # Copies of it, wrappers that hold copies, or `{name: tensor}`
 )->list:          # Pairs as `counterparts` returns them
     "Find a copy in each of `extras`, or say which holds none."
     found = [counterparts(o, named) for o in extras]
@@ -452,12 +463,73 @@ def copies_of(
                              f'the names and shapes of {", ".join(list(named)[:3])}')
     return [pair for mine in found for pair in mine]
 
+# %% ../nbs/04_masks.ipynb #21bad521
+_SEQUENCES = list,tuple,deque
+
+def _in_order(model):
+    "`{name: tensor}` in the order of `state_dict`."
+    return {f'{where}.{nm}'.lstrip('.'):t for where,m in model.named_modules()
+            for nm,t in (*m._parameters.items(), *m._buffers.items())
+            if t is not None and nm not in m._non_persistent_buffers_set}
+
+def _orders(tensors):
+    params = {nm:t for nm,t in tensors.items() if isinstance(t, nn.Parameter)}
+    return params,{nm:p for nm,p in params.items() if p.requires_grad},tensors
+
+def _as_table(o, orders):
+    "`{name: tensor}` of what holds a tensor for each parameter: by name, by parameter, or in their order."
+    values,params = list(o.values()) if isinstance(o, dict) else o,orders[0]
+    if not any(isinstance(v, Tensor) for v in values): return {}
+    if isinstance(o, dict):
+        if _in_table(o, params): return _in_table(o, orders[-1])
+        of = {id(k) if isinstance(k, Tensor) else k:v for k,v in o.items() if isinstance(k, (Tensor, int))}
+        if found := {nm:of[id(p)] for nm,p in params.items() if isinstance(of.get(id(p)), Tensor)}: return found
+    for named in orders:
+        if len(named)==len(values)>1 and all(isinstance(v, Tensor) for v in values):
+            if all(v.shape==t.shape for v,t in zip(values, named.values())): return dict(zip(named, values))
+    return {}
+
+def _points_alike(copy, named):
+    both = [(t.detach().double(), named[nm]) for nm,t in copy.items() if t.ndim>1 and nm in named]
+    pairs = [(t, p.detach().to(t.device).double()) for t,p in both]
+    products = sum((t*p).sum() for t,p in pairs)
+    squares = sum((t[p!=0]**2).sum() for t,p in pairs)*sum((p**2).sum() for _,p in pairs)
+    return bool(pairs) and bool(products>.3*squares**.5)
+
+# %% ../nbs/04_masks.ipynb #c3e1e95b
+def _members(o):
+    if isinstance(o, _SEQUENCES): return [o for o in enumerate(o) if type(o[1]) not in _SIMPLE] if len(o)<=256 else []
+    if isinstance(o, dict): return [(k if isinstance(k, str) else i, v) for i,(k,v) in enumerate(o.items())]
+    return [(nm, v) for nm,v in vars(o).items() if nm not in ('_modules', '_parameters', '_buffers')]
+
+_SIMPLE = {int, float, bool, str, type(None), np.float64}
+
+def copies_in(
+    holder,          # Anything, such as a callback
+    model:nn.Module, # The network itself
+    closed:tuple=(), # Classes that are not looked into
+)->list:             # `(attributes and keys that lead there, copy)`; a copy is a network or `{name: tensor}`
+    "Find copies of a network, and averages of its tensors, inside of anything."
+    orders,named,found,seen = _orders(_in_order(model)),dict(model.named_parameters()),[],{}
+    closed = (Tensor, np.ndarray, *(o for o in ATOMS if o is not nn.Module), *closed)
+    waiting = [((k,), v) for k,v in _members(holder)]
+    while waiting:
+        path,o = waiting.pop(0)
+        if type(o) in _SIMPLE or id(o) in seen or isinstance(o, closed): continue
+        seen[id(o)],kept = o,isinstance(o, (dict, *_SEQUENCES))
+        if not kept and (not hasattr(o, '__dict__') or _is_optimizer(o)): continue
+        if isinstance(o, nn.Module): found += [((*path, i), copy) for i,(copy,_) in enumerate(counterparts(o, named))]
+        elif kept and (table := _in_table(_as_table(o, orders), orders[-1])) and _points_alike(table, named):
+            found.append((path, table))
+        if len(path)<6: waiting += [((*path, k), v) for k,v in _members(o)]
+    return found
+
 # %% ../nbs/04_masks.ipynb #4c60b1a3
 @patch
 @torch.no_grad()
 def apply(self:Masks,
     optimizer=None,    # Optimizer, or a list of all, that forgets pruned weights; a wrapper is looked into
-    extras:tuple=(),   # Networks with the same parameter names to mask too, such as averaged copies
+    extras:tuple=(),   # To mask too: networks with the same parameter names, such as averages, or `{name: tensor}`
 )->Masks:              # `self`
     "Set pruned weights to zero, and what an optimizer remembers of them to what it would of new ones."
     for nm,p,mask in self.upheld:
@@ -468,7 +540,7 @@ def apply(self:Masks,
     copies = copies_of(named, extras)
     zero = [(t, mask) for t,mask,fresh in remembered if fresh==0 and t.is_floating_point()]
     _clear([(p, mask) for _,p,mask in self.upheld] + zero +
-           [(copy[nm], mask) for _,copy in copies for nm,_,mask in self.upheld])
+           [(copy[nm], mask) for _,copy in copies for nm,_,mask in self.upheld if nm in copy])
     for t,mask,fresh in remembered:
         if fresh!=0 or not t.is_floating_point(): t.masked_fill_(~mask, fresh)
     if optimizer is not None: self.pending = False

@@ -108,27 +108,33 @@ def cut(
     groups:Groups,    # Its table from `trace`, or from the last cut
     keep:dict,        # `{group name: indices that stay}`, as `rank` returns it
     optimizer=None,   # Optimizer, or a list of all, whose memory is cut with the weights; a wrapper is looked into
-    extras:tuple=(),  # To cut alike: networks with the same parameter names, such as averaged copies, and `Masks`
+    extras:tuple=(),  # To cut alike: networks with the same parameter names, such as averages, tables of them, `Masks`
 )->Groups:            # The table of the small network
     "Remove all neurons that are not in `keep`."
     masks,extras = ([o for o in extras if isinstance(o, Masks)==kind] for kind in (True, False))
     stay,mine = groups.stay(keep),_named(plain(model), groups)
     copies = copies_of({nm:mine[nm] for nm,_ in groups.slots}, [o for o in extras if plain(o) is not plain(model)])
-    nets = [plain(model), *(net for net,_ in copies)]
+    nets = [plain(model), *(net for net,_ in copies if isinstance(net, nn.Module))]
     at,tensors = _indices(groups, stay),[_named(net, groups) for net in nets]
     masks = [(o, _in_masks(o, tensors[0], at)) for o in masks]
     for o,theirs in masks: _divisible(o, theirs)
     change_memory = _change_of_memory(optimizer, tensors[0], at)
     for o in (model, *extras):
         if at and isinstance(o, DistributedDataParallel): o.register_forward_pre_hook(_refuse)
-    for net,found in zip(nets, tensors):
-        for nm,idxs in at.items(): _shrink(found[nm], idxs)
-        _resize(net, groups.sizes, stay)
-        _tell(net, at)
-        _headwise(net, [nm for nm in groups.headwise if any(t.startswith(f'{nm}.'.lstrip('.')) for t in at)])
+    for net,found in zip(nets, tensors): _cut_net(net, found, at, groups, stay)
+    for o,found in copies: _cut_table(o, found, at)
     change_memory()
     for o,theirs in masks: _cut_masks(o, theirs)
     return groups.renumber(stay)
+
+def _cut_net(net, found, at, groups, stay):
+    for nm,idxs in at.items(): _shrink(found[nm], idxs)
+    _resize(net, groups.sizes, stay)
+    _tell(net, at)
+    _headwise(net, [nm for nm in groups.headwise if any(t.startswith(f'{nm}.'.lstrip('.')) for t in at)])
+
+def _cut_table(o, found, at):
+    for nm in at.keys() & found.keys() if isinstance(o, dict) else (): _shrink(found[nm], at[nm])
 
 def _headwise(net, names):
     modules = dict(net.named_modules())

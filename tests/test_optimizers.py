@@ -546,6 +546,76 @@ def test_averages_under_any_name_and_no_teacher(name):
     learn = fit(EarlyPruneCallback(Neurons(.5), trigger=AtEpoch(1), steps=1), average)
     assert [p.shape for p in getattr(average, name).parameters()]==[p.shape for p in learn.model.parameters()]
 
+def names_of(net): return dict(net.named_parameters())
+def clones(net): return [p.detach().clone() for p in net.parameters()]
+class Shadow:
+    def __init__(self, net): self.shadow = {nm:p.detach().clone() for nm,p in net.named_parameters()}
+
+FORMS = dict( # how an average can be kept, and how its tensors are listed in the order of the parameters
+    named=(lambda net: {nm:p.detach().clone() for nm,p in net.named_parameters()}, lambda o,net: [o[nm] for nm in names_of(net)]),
+    prefixed=(lambda net: {f'module.{nm}':p.detach().clone() for nm,p in net.named_parameters()}, lambda o,net: list(o.values())),
+    renamed=(lambda net: {nm.replace('.', ''):p.detach().clone() for nm,p in net.named_parameters()}, lambda o,net: list(o.values())),
+    state_dict=(lambda net: {nm:t.clone() for nm,t in net.state_dict().items()}, lambda o,net: [o[nm] for nm in names_of(net)]),
+    listed=(clones, lambda o,net: o), tupled=(lambda net: tuple(clones(net)), lambda o,net: list(o)),
+    by_parameter=(lambda net: {p:p.detach().clone() for p in net.parameters()}, lambda o,net: [o[p] for p in net.parameters()]),
+    by_id=(lambda net: {id(p):p.detach().clone() for p in net.parameters()}, lambda o,net: [o[id(p)] for p in net.parameters()]),
+    nested=(lambda net: dict(decay=.9, averages=[dict(fast=clones(net))]), lambda o,net: o['averages'][0]['fast']),
+    inside=(Shadow, lambda o,net: [o.shadow[nm] for nm in names_of(net)]),
+    networks=(lambda net: [copy.deepcopy(net)], lambda o,net: list(o[0].parameters())))
+
+class Keeper(Callback):
+    "Keeps an average in some form, or what it saw first."
+    def __init__(self, form, moves): self.moves,(self.make,self.tensors) = moves,FORMS[form]
+    def before_fit(self): self.held = self.make(self.learn.model)
+    def mine(self, net): return self.tensors(self.held, net)
+    def after_step(self):
+        if not self.moves: return
+        with torch.no_grad():
+            for t,p in zip(self.mine(self.learn.model), self.learn.model.parameters(), strict=True): t.mul_(.9).add_(p, alpha=.1)
+
+@pytest.mark.parametrize('form', FORMS)
+def test_averages_in_any_container(form):
+    "Masked like the network and cut like it; what never moves is left as it is."
+    average,first = Keeper(form, True),Keeper(form, False)
+    learn = fit(SparsifyCallback(.8), average, first)
+    for t,p in zip(average.mine(learn.model), learn.model.parameters(), strict=True):
+        if p.ndim>1: assert torch.equal(t==0, p==0) and int((p==0).sum())
+    assert not any(bool((t==0).any()) for t in first.mine(learn.model) if t.ndim>1)
+    average = Keeper(form, True)
+    learn = fit(EarlyPruneCallback(Neurons(.5), trigger=AtEpoch(1), steps=1), average)
+    assert [t.shape for t in average.mine(learn.model)]==[p.shape for p in learn.model.parameters()]
+
+class Rebuilt(Keeper):
+    "Makes a new dictionary at each step."
+    def after_step(self):
+        if self.moves: self.held = {nm:.9*self.held[nm]+.1*p.detach() for nm,p in self.learn.model.named_parameters()}
+
+def test_averages_that_are_built_anew_and_references_that_are_not_copies():
+    class Watch(Callback):
+        def before_fit(self): self.own,self.params = self.learn.model.state_dict(),list(self.learn.model.parameters())
+    average,watch = Rebuilt('named', True),Watch()
+    learn = fit(SparsifyCallback(.8), average, watch)
+    for t,p in zip(average.mine(learn.model), learn.model.parameters()): assert p.ndim<2 or torch.equal(t==0, p==0)
+    average,watch = Rebuilt('named', True),Watch()
+    learn = fit(EarlyPruneCallback(Neurons(.5), trigger=AtEpoch(1), steps=1), average, watch)
+    assert [t.shape for t in average.mine(learn.model)]==[p.shape for p in learn.model.parameters()]
+    assert all(a is b for a,b in zip(watch.params, learn.model.parameters()))
+
+def test_tables_of_tensors_are_extras():
+    "`apply` and `cut` take an average that is a dictionary; one of other names or shapes is refused."
+    net = zoo.network()
+    tables = [{nm:p.detach().clone() for nm,p in net.named_parameters()} for _ in range(2)]
+    del tables[1]['3.weight'] # an average of some layers only
+    masks = Masks(net).update(magnitude, .5).apply(extras=tables)
+    for table in tables: assert all(not table[nm][~masks[nm]].any() for nm in masks.params if nm in table)
+    groups = trace(net, zoo.data()[0][:2])
+    keep = {g.name:k for g,k in zip(groups, zoo.KEPT)}
+    for wrong in ({'a':torch.ones(3)}, {'0.weight':torch.ones(3)}, {}):
+        with pytest.raises(ValueError, match='holds no copy'): cut(net, groups, keep, extras=(wrong,))
+    want = {nm:t[np.ix_(*zoo.kept_of(nm, t))].clone() for nm,t in tables[0].items()}
+    cut(net, groups, keep, extras=tables)
+    for table in tables: assert all(torch.equal(t, want[nm]) for nm,t in table.items())
+
 class Unsteady(Own):
     "Does not know that weights can shrink."
     def __init__(self, params, lr=1e-2): super().__init__(params, lr); self.sizes = {}
