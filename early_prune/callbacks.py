@@ -10,8 +10,11 @@ import sys
 import warnings
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
+from functools import partial
+from inspect import signature
 from time import perf_counter
+from types import CodeType, FunctionType, MethodType
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -33,7 +36,8 @@ from .core import check_sparsity
 from .criteria import AtInit, magnitude, random_scores, rms_magnitude
 from .dependency import Groups, _all_tensors, plain, trace
 from .distributions import uniform
-from .masks import Masks, agree, averaged, copies_in, digest, from_first, holds_zero, n_ranks
+from early_prune.masks import (Masks, agree_all, averaged, copies_in, digest, fingerprints, from_first, holds_zero,
+    n_ranks)
 from .optimizers import layout_of
 from .ranking import (Averaged, Flops, Limits, Neurons, _neuron_wise, may_return, over_readers, rank, reachable,
     scores, swap_neurons)
@@ -69,15 +73,40 @@ class _Together(Callback):
     def model(self): return plain(self.learn.model)
     def __setattr__(self, name, value): object.__setattr__(self, name, value)
 
-    def _n_together(self): return n_ranks() if isinstance(self.learn.model, DistributedDataParallel) else 1
+    def _n_together(self):
+        if isinstance(self.learn.model, DistributedDataParallel): return n_ranks()
+        wraps = (vars(cb).get('accelerator') for cb in self.learn.cbs) # fastai's, which wraps after our `before_fit`
+        return n_ranks() if any(getattr(o, 'num_processes', 1)>1 for o in wraps) else 1
+
     def _decide(self, decide): return from_first(decide) if self._n_together()>1 else decide()
-    def _in_all(self, choose): return self.masks.share(choose) if self._n_together()>1 else choose()
+    def _in_all(self, choose):
+        if self._n_together()==1: return choose()
+        agree_all(self._network())
+        return self.masks.share(choose)
     def _mean(self, score, params): return averaged(score, params) if self._n_together()>1 else score
+    def _network(self):
+        buffers,changed = dict(self.model.named_buffers()),'changed since the training began'
+        prints = fingerprints(buffers)
+        return dict(weights=dict(self.model.named_parameters()),
+                    buffers={nm:t if self.buffers.get(nm)==prints[nm] else changed for nm,t in buffers.items()})
+
     def _meet(self):
-        if self._n_together()>1: _mend_fastai()
+        "Compare what the wrapper would make equal, and remember which buffers there were."
+        if self._n_together()==1: return
+        _mend_fastai()
+        self.buffers = fingerprints(dict(self.model.named_buffers()))
+        shapes = {nm:f'{tuple(p.shape)}, {"trained" if p.requires_grad else "frozen"}'
+                  for nm,p in self.model.named_parameters()}
+        agree_all(dict(settings=self._settings(), shapes=shapes))
+        agree_all(self._network())
+
+    def _part(self):
+        "Give all processes the buffers of the first, as the next training would."
+        if self._n_together()==1: return
+        for t in self.model.buffers(): dist.broadcast(t, 0)
 
     def _compare(self):
-        for what,value in self._held() if self._n_together()>1 else (): agree(what, value)
+        if self._n_together()>1: agree_all(self._held() | self._network())
 
     def _copies(self):
         "Copies that callbacks average: they have moved since they were first seen, as a teacher has not."
@@ -158,6 +187,7 @@ class SparsifyCallback(_Together):
 def before_fit(self:SparsifyCallback):
     "Add columns to the training table: `sparsity`, and with regrowth the share of weights ever `explored`."
     self.fresh = True
+    self._meet()
     self.columns = [ValueMetric(self._reached, 'sparsity')]
     if self.regrowth is not None: self.columns.append(ValueMetric(self._explored, 'explored'))
     self.learn.metrics = [*self.learn.metrics, *self.columns]
@@ -172,7 +202,6 @@ def _explored(self:SparsifyCallback): return 1. if self.exploration is None else
 def before_train(self:SparsifyCallback):
     "Plan the mask updates when a training begins."
     self.changed = False
-    self._meet()
     if hasattr(self.learn, 'lr_finder'): self.due,self.exploring,self.unscored,self.fresh = [],[],False,False
     if not self.fresh: return
     self.fresh,self.history,self.losses = False,[],self.recorder.losses
@@ -334,6 +363,7 @@ def _drop_columns(cb, learn):
 @patch
 def after_fit(self:SparsifyCallback):
     "Take the columns out of the training table again."
+    self._part()
     _drop_columns(self, self.learn)
 
 def _remembered(name, kind):
@@ -422,6 +452,7 @@ class EarlyPruneCallback(_Together):
 def before_fit(self:EarlyPruneCallback):
     "Add the columns `epi`, `neurons` and `mflops` to the training table; with regrowth `returned`."
     self.fresh,self.changed,device = True,False,next(self.model.parameters()).device
+    self._meet()
     self.bytes_before = 0 if device.type=='cuda' else _peak_bytes(device)
     columns = dict(epi=self._epi, neurons=lambda: int(self._alive().sum()), mflops=lambda: self.flops/1e6)
     if self.regrowth is not None: columns['returned'] = self._returned
@@ -436,7 +467,6 @@ def _epi(self:EarlyPruneCallback):
 @patch
 def before_train(self:EarlyPruneCallback):
     "Trace the network when a fit begins, and start the clock of the epoch."
-    self._meet()
     finding = hasattr(self.learn, 'lr_finder')
     self.asleep = self.done and self.physical or finding
     if self.fresh and not finding:
@@ -448,6 +478,7 @@ def before_train(self:EarlyPruneCallback):
         if not self.history and not hasattr(self.criterion, 'observe'): self._ask()
         self._plan_updates()
         self._copies() # from here on it is seen which networks move
+        self._compare()
     self.started,self.images = perf_counter(),0
 
 # %% ../nbs/12_callbacks.ipynb #7249121e
@@ -635,7 +666,7 @@ def _cut(self:EarlyPruneCallback, keep):
     found = {id(p) for p in self.model.parameters()} # masks of a network that was replaced stay as they are
     masks = {id(o.masks):o.masks for o in _sparsifiers(self.learn)
              if o.masks is not None and all(id(p) in found for p in o.masks.params.values())}
-    self.groups = cut(self.model, self.groups, keep, self.opt, (*self._copies(), *masks.values()))
+    self.groups = cut(self.learn.model, self.groups, keep, self.opt, (*self._copies(), *masks.values()))
     for cb in self.learn.cbs:
         if isinstance(cb, SparsifyCallback) and cb.masks is not None: cb.after_cut()
 
@@ -709,6 +740,7 @@ def training_cost(self:EarlyPruneCallback
 @patch
 def after_fit(self:EarlyPruneCallback):
     "Take the columns out of the training table, and say if nothing was cut."
+    self._part()
     _drop_columns(self, self.learn)
     watched = self.groups is not None and not hasattr(self.learn, 'lr_finder')
     if watched and not (self.done or self.due or isinstance(self.trigger, Never)):
@@ -751,13 +783,43 @@ def plot_neurons(self:EarlyPruneCallback,
 @patch
 def _held(self:SparsifyCallback):
     plans = f'{len(self.due)} + {len(self.exploring)} updates ({digest(self.due, self.exploring)})'
-    return [('plans of updates', plans), ('masks', self.masks.fingerprint())]
+    return {'plans of updates':plans, 'masks':self.masks.fingerprint()}
 
 @patch
 def _held(self:EarlyPruneCallback):
     shapes = [(nm, tuple(p.shape)) for nm,p in self.model.named_parameters()]
     held = digest(shapes, self.groups.origin(), self._alive().tobytes(), self.due)
-    return [('widths', f'{int(self._alive().sum())} neurons ({held})')]
+    return dict(widths=f'{int(self._alive().sum())} neurons ({held})')
+
+# %% ../nbs/12_callbacks.ipynb #08a79cb1
+def _code_of(f): # without the names of files
+    parts = [_code_of(o) if isinstance(o, CodeType) else repr(o) for o in f.co_consts]
+    return digest(f.co_code, f.co_names, parts)
+
+def _described(o):
+    if isinstance(o, partial): return [_described(v) for v in (o.func, o.args, o.keywords)]
+    if isinstance(o, (list, tuple)): return [_described(v) for v in o]
+    if isinstance(o, dict): return {str(k):_described(v) for k,v in o.items()}
+    if o is None or isinstance(o, (bool, int, float, str)): return o
+    if isinstance(o, MethodType): return [_described(o.__func__), _described(o.__self__)]
+    if isinstance(o, FunctionType): return f'{o.__module__}.{o.__qualname__} {_code_of(o.__code__)}'
+    name = f'{getattr(o, "__module__", "")}.{getattr(o, "__qualname__", type(o).__qualname__)}'
+    if is_dataclass(o) and not isinstance(o, type):
+        return [name, _described({f.name:getattr(o, f.name) for f in fields(o)})]
+    ours = type(o).__module__.startswith('early_prune.')
+    return [name, _described({k:v for k,v in vars(o).items() if not isinstance(v, (Tensor, dict))})] if ours else name
+
+# %% ../nbs/12_callbacks.ipynb #08a79cb2
+@patch
+def _settings(self:_Together):
+    learn,mine = self.learn,type(self).__name__
+    arguments = [nm for nm in signature(type(self).__init__).parameters if nm!='self']
+    found = {f'`{nm}` of {mine}':_described(getattr(self, nm)) for nm in arguments}
+    found |= {'epochs':learn.n_epoch, 'optimizer':type(learn.opt).__qualname__}
+    found |= {f'group {i} of the optimizer':_described(dict(o)) for i,o in enumerate(learn.opt.hypers)}
+    for nm,dl in zip(('training', 'validation'), learn.dls.loaders):
+        found |= {f'{nm} batches':len(dl), f'seed of {nm} images':getattr(dl, 'seed', None)}
+    return found
 
 # %% ../nbs/12_callbacks.ipynb #f62d5418
 @contextmanager

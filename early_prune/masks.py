@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['by_weight', 'by_kernel', 'by_filter', 'two_four', 'GRANULARITIES', 'INTS', 'n_keep', 'select', 'take_top', 'keep_top',
            'Granularity', 'NM', 'Masks', 'counterparts', 'copies_of', 'copies_in', 'holds_zero', 'norm_after',
-           'plot_mask', 'film_mask', 'n_ranks', 'from_first', 'agree', 'digest', 'averaged']
+           'plot_mask', 'film_mask', 'n_ranks', 'from_first', 'agree', 'agree_all', 'digest', 'fingerprints',
+           'averaged']
 
 # %% ../nbs/04_masks.ipynb #06db3e82
 import math
@@ -714,12 +715,30 @@ def agree(
     value,    # What this process has: short, can be pickled
 ):
     "Raise in every process when one of them has another value."
-    if (n := n_ranks())==1: return
-    found = [None]*n
+    agree_all({what:value})
+
+def agree_all(
+    held:dict, # `{what: value}` as `agree` takes it; a value may also be `{name: tensor or short value}`
+):
+    "Raise in every process when one of them has another value of anything; where all is well, after one exchange."
+    if n_ranks()==1: return
+    held = {what:v if isinstance(v, dict) else {'':v} for what,v in held.items()}
+    prints = {(what, nm):str(o) for what,v in held.items() for nm,o in fingerprints(v).items()}
+    if len(set(_of_all(digest(prints))))==1: return
+    found = _of_all(prints)
+    what,nm = next(k for o in found for k in o if any(other.get(k)!=o[k] for other in found))
+    found = _of_all(_in_words(nm, held.get(what, {}).get(nm, 'nothing'), prints.get((what, nm))))
+    other = next(i for i,o in enumerate(found) if o!=found[0])
+    raise RuntimeError(f'{what} differ between processes: rank 0 has {found[0]}, rank {other} has {found[other]}')
+
+def _of_all(value):
+    found = [None]*n_ranks()
     dist.all_gather_object(found, value)
-    other = next((i for i,o in enumerate(found) if o!=found[0]), None)
-    if other is not None:
-        raise RuntimeError(f'{what} differ between processes: rank 0 has {found[0]}, rank {other} has {found[other]}')
+    return found
+
+def _in_words(nm, value, fingerprint):
+    if isinstance(value, Tensor): value = f'sum {value.detach().double().sum().item():.9g} ({fingerprint})'
+    return f'{nm}: {value}' if nm else str(value)
 
 def digest(
     *values, # Bytes, or plain values that print alike when they are equal
@@ -728,6 +747,31 @@ def digest(
     h = blake2b(digest_size=8)
     for o in values: h.update(o if isinstance(o, bytes) else repr(o).encode())
     return h.hexdigest()
+
+# %% ../nbs/04_masks.ipynb #db8ab91d
+_PIECE = 2**20 # numbers that are added up at a time
+
+def _bits(t):
+    t = torch.view_as_real(t) if t.is_complex() else t
+    flat = t.detach().as_subclass(Tensor).contiguous().view(-1)
+    flat = flat.view(torch.uint8) if flat.dtype==torch.bool else flat
+    return flat.view(torch.int32) if flat.element_size()>=4 else flat.view(INTS[flat.element_size()]).int()
+
+@torch.no_grad()
+def fingerprints(
+    values:dict, # `{name: tensor or plain value}`, tensors on any device
+)->dict:         # `{name: 16 hexadecimal digits, or the value}`
+    "Give a fingerprint of each tensor that is equal in two processes when its numbers are; the host waits once."
+    odd,sums,parts = {},[],{}
+    for nm,t in values.items():
+        if not isinstance(t, Tensor) or t.layout is not torch.strided: continue
+        if t.device not in odd: odd[t.device] = torch.arange(1, 2*_PIECE, 2, dtype=torch.int32, device=t.device)
+        pieces = _bits(t).split(_PIECE) if t.numel() else ()
+        parts[nm] = len(sums),len(sums)+len(pieces)
+        sums += [(o*odd[t.device][:len(o)]).sum(dtype=torch.int64) for o in pieces]
+    numbers = torch.stack([o.to(sums[0].device) for o in sums]).tolist() if sums else []
+    said = lambda t, start, end: digest(str(t.dtype), tuple(t.shape), numbers[start:end])
+    return {nm:said(o, *parts[nm]) if nm in parts else o for nm,o in values.items()}
 
 # %% ../nbs/04_masks.ipynb #857082b2
 @torch.no_grad()

@@ -8,11 +8,13 @@ __all__ = ['ATTRIBUTES', 'DTYPES', 'NAMES', 'PATIENCE', 'FORMAT', 'cut', 'silenc
            'shrink_to', 'load', 'rewrap']
 
 # %% ../nbs/10_surgery.ipynb #bf07f541
+import gc
 import json
 import math
 import os
 import shutil
 import threading
+import warnings
 import zlib
 from functools import partial
 from dataclasses import replace
@@ -21,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+import torch.distributed as dist
 from fastcore.basics import patch
 from filelock import BaseFileLock, FileLock, Timeout
 from torch import Tensor, nn
@@ -101,6 +104,18 @@ def _tell(net, at): # code may use the weight of a layer and never call it
     for path,_,leaf in (nm.rpartition('.') for nm in at):
         if leaf=='weight' and isinstance(m := modules[path], nn.Linear): m.out_features,m.in_features = m.weight.shape
 
+def _wrappers(given, tensors):
+    "All `DistributedDataParallel` around the tensors; a loop of others seldom hands over its own."
+    found = [o for o in given if isinstance(o, DistributedDataParallel)]
+    if found or not (dist.is_available() and dist.is_initialized()): return found
+    mine = {id(t) for net in tensors for t in net.values()}
+    wrappers = [o for o in gc.get_objects() if issubclass(type(o), DistributedDataParallel) and 'reducer' in vars(o)]
+    return [o for o in wrappers if any(id(p) in mine for p in o.parameters())]
+
+def _refuse(model, args):
+    raise RuntimeError('the network was cut, and this `DistributedDataParallel` averages the gradients of the dense '
+                       'one: go on with `model = rewrap(model)`')
+
 # %% ../nbs/10_surgery.ipynb #a55f9b31
 @torch.no_grad()
 def cut(
@@ -119,8 +134,7 @@ def cut(
     masks = [(o, _in_masks(o, tensors[0], at)) for o in masks]
     for o,theirs in masks: _divisible(o, theirs)
     change_memory = _change_of_memory(optimizer, tensors[0], at)
-    for o in (model, *extras):
-        if at and isinstance(o, DistributedDataParallel): o.register_forward_pre_hook(_refuse)
+    for o in _wrappers((model, *extras), tensors) if at else (): o.register_forward_pre_hook(_refuse)
     for net,found in zip(nets, tensors): _cut_net(net, found, at, groups, stay)
     for o,found in copies: _cut_table(o, found, at)
     change_memory()
@@ -681,17 +695,18 @@ def load(
 
 # %% ../nbs/10_surgery.ipynb #f37fc6f4
 def rewrap(
-    model:nn.Module, # A network in `DistributedDataParallel`; any other is returned as it is
-)->nn.Module:        # A new wrapper around the same network, with the settings of the old one
+    model:nn.Module,     # A network in `DistributedDataParallel`; any other is returned as it is
+    in_place:bool=False, # Renew the wrapper itself, for a loop that holds on to it
+)->nn.Module:            # A new wrapper around the same network, with the settings of the old one
     "Wrap a network again after a cut; call it in all processes."
     if not isinstance(model, DistributedDataParallel): return model
     settings = {o:getattr(model, o) for o in ('device_ids', 'output_device', 'dim', 'process_group', 'static_graph',
                                               'find_unused_parameters', 'gradient_as_bucket_view')}
     if not model.broadcast_buffers: settings['broadcast_buffers'] = False
-    new = DistributedDataParallel(model.module, bucket_cap_mb=model.bucket_bytes_cap/2**20, **settings)
+    with warnings.catch_warnings(): # its other name would take the buffers of the first process
+        warnings.filterwarnings('ignore', '`broadcast_buffers` is deprecated', FutureWarning)
+        new = DistributedDataParallel(model.module, bucket_cap_mb=model.bucket_bytes_cap/2**20, **settings)
     for hook,state in model._comm_hooks: new.register_comm_hook(state, hook)
-    return new
-
-def _refuse(model, args):
-    raise RuntimeError('the network was cut, and this `DistributedDataParallel` averages the gradients of the dense '
-                       'one: go on with `model = rewrap(model)`')
+    if not in_place: return new
+    model.__dict__ = new.__dict__
+    return model

@@ -2,12 +2,13 @@
 import json
 import sys
 import warnings
+from functools import partial
 from pathlib import Path
 
 warnings.filterwarnings('ignore', message='.*torch.jit.script.*')
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
-from fastai.basics import Callback, Learner, accuracy, set_seed  # noqa: E402
+from fastai.basics import Callback, CancelValidException, Learner, accuracy, set_seed  # noqa: E402
 from fastai.callback.schedule import ParamScheduler  # noqa: E402, F401
 
 import early_prune.callbacks as callbacks  # noqa: E402
@@ -15,12 +16,12 @@ from early_prune.callbacks import EarlyPruneCallback, SparsifyCallback, distribu
 from early_prune.checkpoint import CheckpointCallback  # noqa: E402
 from early_prune.criteria import magnitude  # noqa: E402
 from early_prune.data import digits  # noqa: E402
-from early_prune.dependency import plain  # noqa: E402
+from early_prune.dependency import plain, trace  # noqa: E402
 from early_prune.masks import Masks, agree, averaged, digest, from_first, n_ranks  # noqa: E402
 from early_prune.models import small_cnn  # noqa: E402
 from early_prune.ranking import Neurons, taylor_bn  # noqa: E402
 from early_prune.recipes import NEURON_RECIPES, RECIPES, recipe  # noqa: E402
-from early_prune.schedules import agp, one_cycle  # noqa: E402
+from early_prune.surgery import rewrap  # noqa: E402
 from early_prune.triggers import AtEpoch  # noqa: E402
 
 FEW = dict(limit=256, valid_limit=120)
@@ -96,8 +97,16 @@ def around_the_cut():
 
 class Flip(Callback):
     order,run_valid = 70,False
+    def __init__(self, rank=1, at=9): self.rank,self.at = rank,at
     def after_batch(self):
-        if self.train_iter==9 and dist.get_rank(): self.sparsify.masks.masks[self.sparsify.names[0]].view(-1)[0] ^= True
+        if self.train_iter==self.at and dist.get_rank()==self.rank: self.sparsify.masks.masks[self.sparsify.names[0]].view(-1)[0] ^= True
+
+def other_plan():
+    "The settings are the same, and what was made of them is not."
+    whole = callbacks.plan
+    callbacks.plan = lambda *args, **kwargs: whole(*args, **kwargs)[dist.get_rank():]
+    try: fit(SparsifyCallback(.8))
+    finally: callbacks.plan = whole
 
 class Nan(Callback):
     order,run_valid = 0,False
@@ -105,10 +114,7 @@ class Nan(Callback):
         if self.train_iter==9: next(self.learn.model.parameters()).data[0] = float('nan')
 
 def mismatches():
-    rank,cut = dist.get_rank(),callbacks.cut
-    def other_cut(model, groups, keep, *args):
-        first = next(iter(keep))
-        return cut(model, groups, keep | ({first:keep[first][:-1]} if rank else {}), *args)
+    rank = dist.get_rank()
     def flipped():
         learn = learner()
         with distributed(learn), learn.no_bar(), learn.no_logging():
@@ -117,14 +123,128 @@ def mismatches():
         learn = learner()
         with distributed(learn), learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-2, cbs=[SparsifyCallback(.8), Nan()])
     found = dict(masks=message(flipped), nan=message(diverged))
-    found['plans'] = message(lambda: fit(SparsifyCallback(.8, agp if rank else one_cycle)))
-    callbacks.cut = other_cut
-    found['widths'] = message(lambda: fit(EarlyPruneCallback(Neurons(.5), trigger=AtEpoch(1), steps=1)))
-    callbacks.cut = cut
+    found['plans'] = message(other_plan)
     def first_fails(p):
         if rank==0: raise ValueError('no scores here')
         return p.detach().abs()
     return found | dict(first=message(lambda: fit(SparsifyCallback(.8, criterion=first_fails))))
+
+class Plant(Callback):
+    "One number of one tensor is another, in one process, before a step or at the end of an epoch."
+    order = 10
+    def __init__(self, tensor, rank, at=3, buffers=True): self.tensor,self.rank,self.at,self.buffers = tensor,rank,at,buffers
+    def before_train(self): self.learn.model.broadcast_buffers = self.buffers
+    def after_batch(self):
+        if self.training and self.train_iter==self.at and dist.get_rank()==self.rank: self.change()
+    @torch.no_grad()
+    def change(self): self.tensor(plain(self.learn.model)).view(-1)[-1].mul_(1.0001).add_(1e-6)
+
+def narrower(i):
+    "A cut that leaves one neuron less in one process."
+    def other(model, groups, keep, *args):
+        first = next(iter(keep))
+        return whole(model, groups, keep | ({first:keep[first][:-1]} if dist.get_rank()==i else {}), *args)
+    whole,callbacks.cut = callbacks.cut,other
+    try: run(small(), EarlyPruneCallback(Neurons(.5), trigger=AtEpoch(0), steps=1))
+    finally: callbacks.cut = whole
+
+def cut_before(yes):
+    learn = small()
+    groups = trace(learn.model, torch.zeros(2, 1, 8, 8))
+    if yes: callbacks.cut(learn.model, groups, {next(iter(groups)).name:[0, 1, 2]})
+    return learn
+
+def small(**kwargs): return learner(bs=64//n_ranks(), **(FEW | kwargs))
+
+def with_constant():
+    learn = small()
+    learn.model.register_buffer('constant', torch.ones(3))
+    return learn
+
+def run(learn, cbs):
+    with distributed(learn), learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-2, cbs=cbs)
+
+def planted():
+    "What is said of a difference in one process, for each kind and each process."
+    found,n,own = {},n_ranks(),dist.get_rank()
+    masks,neurons = lambda **kw: SparsifyCallback(.8, **kw),lambda **kw: EarlyPruneCallback(Neurons(.5), trigger=AtEpoch(0), **kw)
+    weight,moving,constant = lambda m: m[-1].bias,lambda m: next(m.buffers()),lambda m: m.constant
+    for i in range(n):
+        def before(tensor):
+            learn = with_constant()
+            if own==i: Plant(tensor, i).change.__func__(type('', (), dict(tensor=staticmethod(tensor), learn=learn)))
+            return learn
+        def mine(a, b): return a if own==i else b
+        kinds = dict(weight_before=lambda: run(before(weight), masks()), buffer_before=lambda: run(before(moving), masks()),
+            weight_masks=lambda: run(with_constant(), [masks(every=2), Plant(weight, i)]),
+            weight_neurons=lambda: run(with_constant(), [neurons(), Plant(weight, i)]),
+            buffer_within=lambda: run(with_constant(), [masks(every=2), Plant(constant, i, buffers=False)]),
+            buffer_neurons=lambda: run(with_constant(), [neurons(), Plant(constant, i, buffers=False)]),
+            mask=lambda: run(small(), [masks(), Flip(i, 3)]), width=lambda: narrower(i),
+            width_before=lambda: run(cut_before(own==i), masks()),
+            sparsity=lambda: run(small(), SparsifyCallback(mine(.7, .8))), ratio=lambda: run(small(), EarlyPruneCallback(Neurons(mine(.4, .5)))),
+            recipe=lambda: run(small(), recipe(mine('granet', 'gmp'), .8)), kind=lambda: run(small(), mine(masks(), neurons())),
+            criterion=lambda: run(small(), masks(criterion=partial(scaled, by=mine(2, 3)))),
+            lambdas=lambda: run(small(), masks(criterion=mine(lambda p: p.abs()*2, lambda p: p.abs()*3))),
+            rate=lambda: faster(mine(2, 1)), images=lambda: run(small(limit=mine(128, 256)), masks()),
+            seed=lambda: run(reseeded(mine(1, 0)), masks()), frozen=lambda: run(frozen(mine(True, False)), masks()))
+        found |= {f'{nm} {i}':message(kind) for nm,kind in kinds.items()}
+    return found
+
+def scaled(p, by): return p.detach().abs()*by
+
+def faster(epochs):
+    learn = small()
+    with distributed(learn), learn.no_bar(), learn.no_logging(): learn.fit(epochs, 1e-2, cbs=SparsifyCallback(.8))
+
+def reseeded(seed):
+    learn = small()
+    learn.dls.train.seed = seed
+    return learn
+
+def frozen(yes):
+    learn = small()
+    if yes: next(learn.model.parameters()).requires_grad_(False)
+    return learn
+
+def foreign():
+    "A loop of others that wraps the network, or a module around it, and hands us what is inside."
+    from torch.nn.parallel import DistributedDataParallel
+    def loop(around, renew, steps=4):
+        torch.manual_seed(0)
+        net = small_cnn()
+        wrapped = DistributedDataParallel(around(net), find_unused_parameters=True)
+        opt,groups = torch.optim.AdamW(net.parameters(), 1e-2),trace(net, torch.zeros(2, 1, 8, 8))
+        torch.manual_seed(dist.get_rank())
+        for step in range(steps):
+            opt.zero_grad()
+            wrapped(torch.randn(8, 1, 8, 8)).square().mean().backward()
+            opt.step()
+            if step==1:
+                groups = callbacks.cut(net, groups, {g.name:range(g.n//2) for g in groups}, opt)
+                wrapped = renew(wrapped)
+        return weights(net)
+    plainly,inside = lambda net: net,lambda net: torch.nn.Sequential(torch.nn.Identity(), net)
+    def in_place(o):
+        assert rewrap(o, in_place=True) is o
+        return o
+    found = {nm:message(lambda: loop(around, lambda o: o)) for nm,around in (('plain', plainly), ('inside', inside))}
+    return found | {f'renewed {i}':loop(around, renew) for i,(around,renew) in enumerate(
+        [(plainly, rewrap), (inside, rewrap), (plainly, in_place), (inside, in_place)])}
+
+def unharmed():
+    "What differs lawfully: running statistics, what a process prints, random numbers; two fits, one without validation."
+    class Own:
+        def __init__(self): self.rank = dist.get_rank()
+        def __call__(self, p): return p.detach().abs()
+    class Blind(Callback):
+        def before_validate(self): raise CancelValidException
+    learn = with_constant()
+    torch.manual_seed(dist.get_rank())
+    with distributed(learn), learn.no_bar(), learn.no_logging():
+        for i in range(2): learn.fit(1, 1e-2, cbs=[SparsifyCallback(.5+.3*i, criterion=Own(), every=1), Blind()])
+        learn.fit(1, 1e-2, cbs=[EarlyPruneCallback(Neurons(.3), trigger=AtEpoch(0)), Blind()])
+    return weights(learn.model), learn.early_prune.done
 
 def alone():
     "Processes that train networks of their own, with different recipes, side by side."

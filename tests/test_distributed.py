@@ -19,20 +19,24 @@ from early_prune.surgery import rewrap
 HERE = Path(__file__).parent
 
 def torchrun(folder, n, *checks, seconds):
-    "What each process found. Whoever hangs is killed with its children, and the test fails."
+    "What each process found."
+    start(folder, n, 'ranks.py', *checks, seconds=seconds)
+    return [json.loads(Path(folder, f'{i}.json').read_text()) for i in range(n)]
+
+def start(folder, n, script, *checks, seconds):
+    "Whoever hangs is killed with its children, and the test fails."
     env = os.environ | dict(OMP_NUM_THREADS='1', PYTHONPATH=os.pathsep.join([str(HERE.parent), os.environ.get('PYTHONPATH', '')]))
-    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={n}', HERE/'ranks.py', folder, *checks]
+    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={n}', HERE/script, folder, *checks]
     process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
     try: out,_ = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         pytest.fail(f'{n} processes hang after {seconds} s in {checks}: {process.communicate()[0][-3000:]}')
     assert process.returncode==0, out[-6000:]
-    return [json.loads(Path(folder, f'{i}.json').read_text()) for i in range(n)]
 
 @pytest.fixture(scope='module')
 def two(tmp_path_factory):
-    checks = ('primitives', 'all_recipes', 'around_the_cut', 'mismatches', 'alone', 'data', 'plain_context', 'resumed')
+    checks = ('primitives', 'all_recipes', 'around_the_cut', 'mismatches', 'alone', 'data', 'plain_context', 'resumed', 'planted', 'unharmed', 'foreign')
     return torchrun(tmp_path_factory.mktemp('two'), 2, *checks, seconds=300)
 
 def test_one_process_pays_nothing():
@@ -91,10 +95,49 @@ def test_values_are_those_of_all_processes(two):
     a,b = (o['plain_context'] for o in two)
     assert a==b and a['validated']==a['values'][-1][-2:]
 
-@pytest.mark.parametrize('what', ['masks', 'plans', 'widths'])
+@pytest.mark.parametrize('what', ['masks', 'plans'])
 def test_a_difference_stops_both_with_both_values(two, what):
     a,b = (o['mismatches'][what] for o in two)
     assert a==b and f'{what}' in a and 'differ between processes: rank 0 has ' in a and ', rank 1 has ' in a
+
+def all_noticed(ranks):
+    "No difference goes unnoticed: all processes stop with the same words, which tell both values."
+    first,*others = (o['planted'] for o in ranks)
+    said = lambda found: {nm:o.partition('\n\t')[2] or o for nm,o in found.items()} # without the name of a callback, which may be what differs
+    first,*others = map(said, (first, *others))
+    assert all(o==first for o in others) and len(first)==19*len(ranks)
+    for nm,o in first.items(): assert 'differ between processes: rank 0 has ' in o and ', rank ' in o, f'{nm}: {o}'
+    kinds = dict(weight='weights', buffer='buffers', mask='masks', seed='settings', sparsity='settings', frozen='shapes')
+    for nm,o in first.items(): assert o.startswith(kinds.get(nm.split()[0].split('_')[0], '')), f'{nm}: {o}'
+    assert first['width 1'].startswith('widths') and first['width_before 1'].startswith('shapes')
+    assert first['sparsity 1'].startswith('settings differ between processes: rank 0 has `sparsity` of SparsifyCallback: 0.8, rank 1 has `sparsity`')
+
+def test_what_is_planted_in_either_of_two_processes_stops_both(two): all_noticed(two)
+
+@pytest.mark.slow
+def test_what_is_planted_in_any_of_four_processes_stops_all(tmp_path): all_noticed(torchrun(tmp_path, 4, 'planted', 'unharmed', seconds=900))
+
+def test_what_differs_lawfully_stops_nobody(two):
+    a,b = (o['unharmed'] for o in two)
+    assert a==b and a[1]
+
+def test_a_wrapper_that_nobody_handed_over_is_found(two):
+    "The next step is refused where unused parameters are allowed; made anew, also in its place, the processes stay together."
+    a,b = (o['foreign'] for o in two)
+    assert a==b and 'go on with `model = rewrap(model)`' in a['plain'] and a['plain']==a['inside']
+    assert len({o for nm,o in a.items() if nm.startswith('renewed')})==1
+
+@pytest.mark.slow
+@pytest.mark.parametrize('engine', ['lightning', 'transformers'])
+def test_engines_of_others(tmp_path, engine):
+    "A cut of the network inside stops them at the next step; with the wrapper renewed, as the tutorial shows, both processes hold one network."
+    pytest.importorskip(engine)
+    found = {}
+    for renew in ('no', 'yes'):
+        start(tmp_path, 2, 'engines.py', engine, renew, seconds=200)
+        found[renew] = [Path(tmp_path, f'{i}.txt').read_text() for i in range(2)]
+    assert all('go on with `model = rewrap(model)`' in o for o in found['no'])
+    assert len(set(found['yes']))==1 and found['yes'][0].startswith('6274 ')
 
 def test_an_error_of_the_first_process_reaches_all(two):
     a,b = (o['mismatches'] for o in two)
