@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from math import prod
 from types import FunctionType, MethodType
@@ -145,10 +146,12 @@ def lists(self:_Memory):
     for i,o in enumerate(self.optimizers):
         groups = [list(g['params']) for g in o.param_groups]
         for nm,v in vars(o).items():
-            if nm!='param_lists': yield from ((p, ('list', i, nm), ts, j) for p,ts,j in _aligned(v, groups))
+            if nm=='param_lists' or not _is_list(v): continue
+            yield from ((p, ('list', i, nm), ts, j) for p,ts,j in _aligned(v, groups))
         for g,ps in zip(o.param_groups, groups):
             for nm,v in g.items():
-                if nm!='params': yield from ((p, ('group', i, nm), ts, j) for p,ts,j in _aligned(v, [ps]))
+                if nm=='params' or not _is_list(v): continue
+                yield from ((p, ('group', i, nm), ts, j) for p,ts,j in _aligned(v, [ps]))
 
 @patch
 def places(self:_Memory)->dict: # `{id of a parameter: [(place, holder, key)]}`
@@ -167,11 +170,17 @@ def places(self:_Memory)->dict: # `{id of a parameter: [(place, holder, key)]}`
 # %% ../nbs/03b_optimizers.ipynb #7b2ca633
 _HOOKS = '_optimizer_step_pre_hooks','_optimizer_step_post_hooks'
 
-def _kind(p): return tuple(p.shape),p.dtype,p.device,p.requires_grad
+def _size(p): return tuple(p.shape),p.dtype,p.device,p.requires_grad
 
-def _stand_ins(memory, twins):
-    memo,kinds = {},[{_kind(p):t for p,t in pairs} for pairs in twins]
-    for ps,known in zip(memory.groups, kinds): memo |= {id(p):known[_kind(p)] for p in ps}
+def _kind(p, exact=()):
+    "What parameters have in common that are tried together: the order of their sizes, and which of them are one."
+    if _size(p) in exact: return _size(p)
+    sizes = sorted({1, *p.shape})
+    return tuple(map(sizes.index, p.shape)),p.dtype,p.device,p.requires_grad
+
+def _stand_ins(memory, twins, exact):
+    memo,kinds = {},[{_kind(p, exact):t for p,t in pairs} for pairs in twins]
+    for ps,known in zip(memory.groups, kinds): memo |= {id(p):known[_kind(p, exact)] for p in ps}
     for o in memory.optimizers:
         lists = [g['params'] for g in o.param_groups] + [v for v in vars(o).values() if _is_list(v)]
         for v in [*lists, *(ps for ls in lists for ps in ls if _is_list(ps))]:
@@ -208,11 +217,12 @@ class _Twin:
         optimizer,    # Optimizer, a wrapper, or a list of them; unchanged
         memory,       # Its `_Memory`
         shapes:list,  # For each group pairs of a parameter and the shape of the one that stands for it
+        exact=(),     # Sizes that are a kind of their own
         seeded=False, # Whether what is remembered before the first step is made too, as some constructors do
     ):
         twins = [[(p, nn.Parameter(torch.empty(s, dtype=p.dtype, device=p.device), p.requires_grad)) for p,s in pairs]
                  for pairs in shapes]
-        memo = _stand_ins(memory, twins)
+        memo = _stand_ins(memory, twins, exact)
         for o in memory.optimizers: memo[id(o)] = object.__new__(type(o))
         for o in memory.optimizers: _copy_options(o, memo[id(o)], memory, memo)
         for o in memory.optimizers: _new_lists(o, memo[id(o)])
@@ -367,7 +377,10 @@ class Layout:
         self.memory,self.exact,self.with_closure,self.seeded = _Memory(optimizer),set(),False,False
         self.parts,self.attributes,self.listed,self.holds = {},[],False,False
         self.renewed,self.rehearsed,self.tried = set(),False,False
-        self._try()
+        if (key := self._key()) in _FOUND: self._recall(*_FOUND[key])
+        else:
+            self._try()
+            self._keep(key)
 
     def __repr__(self): return f'Layout({self.name}, {len(self.memory.params)} parameters)'
 
@@ -379,14 +392,17 @@ class Layout:
     @property
     def members(self)->list:
         "`id` of the parameters of each kind, in the order of a twin's parameters."
-        kinds = [{_kind(p):[] for p in ps} for ps in self.memory.groups]
+        kinds = [{} for _ in self.memory.groups]
         for known,ps in zip(kinds, self.memory.groups):
-            for p in ps: known[_kind(p)].append(id(p))
+            for p in ps: known.setdefault(_kind(p, self.exact), []).append(id(p))
         return [ids for known in kinds for ids in known.values()]
 
     def _shapes(self):
-        first = [list({_kind(p):p for p in ps}.values()) for ps in self.memory.groups]
-        return [[(p, tuple(p.shape) if _kind(p) in self.exact else _shorter(p.shape)) for p in ps] for ps in first]
+        largest = [{} for _ in self.memory.groups]
+        for known,ps in zip(largest, self.memory.groups):
+            for p in ps: known[k] = max(known.get(k := _kind(p, self.exact), p), p, key=Tensor.numel)
+        short = lambda p: tuple(p.shape) if _size(p) in self.exact else _shorter(p.shape)
+        return [[(p, short(p)) for p in known.values()] for known in largest]
 
     def _try(self):
         said = {}
@@ -403,9 +419,58 @@ class Layout:
         shapes:list=None, # For each group pairs of a parameter and the shape of its twin; `None`: short ones
     )->_Twin:              # A new optimizer of the same kind and options
         "Make a small optimizer of the same kind."
-        twin = _Twin([o() for o in self.tops], self.memory, shapes or self._shapes(), self.seeded)
+        twin = _Twin([o() for o in self.tops], self.memory, shapes or self._shapes(), self.exact, self.seeded)
         twin.with_closure = self.with_closure
         return twin
+
+# %% ../nbs/03b_optimizers.ipynb #d063f605
+_FOUND,_N_FOUND = {},64 # what trials found, the newest last; older ones are forgotten
+
+_PLAIN = type(None),bool,int,float,complex,str,bytes,type,torch.dtype,torch.device
+
+class _NoKey(Exception): pass
+
+def _key(o, known):
+    "A value that is equal for what is alike, or `_NoKey`."
+    if id(o) in known: return 'known',known[id(o)]
+    if isinstance(o, _PLAIN): return type(o),o
+    if isinstance(o, dict): return type(o),tuple((_key(k, known), _key(v, known)) for k,v in o.items())
+    if isinstance(o, _LISTS): return type(o),tuple(_key(v, known) for v in o)
+    if isinstance(o, MethodType): return _key(o.__func__, known),_key(o.__self__, known)
+    if isinstance(o, FunctionType) and o.__closure__ is None: return o
+    if isinstance(o, partial): return partial,_key((o.func, o.args, o.keywords), known)
+    raise _NoKey
+
+def _key_of_class(c):
+    "A class with its functions and settings, which somebody may exchange."
+    simple = FunctionType,bool,int,float,str
+    return c,*((nm, v) for o in c.__mro__ for nm,v in vars(o).items() if isinstance(v, simple))
+
+@patch
+def _key(self:Layout):
+    tops,memory = [o() for o in self.tops],self.memory
+    known = {id(o):i for i,o in enumerate(memory.optimizers)}|{id(p):('weight', i) for i,p in enumerate(memory.params)}
+    own = lambda o: {nm:v for nm,v in vars(o).items() if nm not in ('step', *_HOOKS)}
+    try:
+        sizes = [(_size(p), _key(vars(p), known)) for p in memory.params]
+        mine = [(_key_of_class(type(o)), _key(own(o), known)) for o in memory.optimizers]
+        return torch.get_default_dtype(),_key(tops, known),*mine,*sizes
+    except _NoKey: return None
+
+@patch
+def _keep(self:Layout, key):
+    if key is None: return
+    kinds,renewed = ([held(ids[0]) for ids in self.members] for held in (self.parts.get, self.renewed.__contains__))
+    _FOUND.pop(key, None)
+    _FOUND[key] = kinds,renewed,self.holds,(self.with_closure, self.seeded, self.rehearsed),frozenset(self.exact)
+    while len(_FOUND)>_N_FOUND: del _FOUND[next(iter(_FOUND))]
+
+@patch
+def _recall(self:Layout, kinds, renewed, holds, how, exact):
+    self.holds,self.exact,self.tried = holds,set(exact),True
+    self.with_closure,self.seeded,self.rehearsed = how
+    self._assign(kinds)
+    self.renewed = {o for ids,new in zip(self.members, renewed) if new for o in ids}
 
 # %% ../nbs/03b_optimizers.ipynb #955f590f
 @patch
@@ -423,14 +488,19 @@ def _draw(params, n, g):
         if m.numel()>1: m.view(-1)[0],m.view(-1)[-1] = True,False
     return draw(),[draw() for _ in range(n)],masks
 
+def _seed_all(): # `torch.manual_seed` takes a millisecond where CUDA is not in use yet
+    torch.default_generator.manual_seed(0)
+    if torch.cuda.is_initialized(): torch.cuda.manual_seed_all(0)
+
 def _run(twin, values, grads):
-    torch.manual_seed(0)
+    _seed_all()
     twin.fill(values)
     with torch.no_grad():
         for p,_,ts,i in twin.memory.lists(): ts[i].copy_(p) # slow weights begin where the weights are
         for t,p in twin.begun: t.copy_(p)
     for gs in grads: twin.step(gs)
-    return [_tensors(twin.memory.places()[id(p)]) for p in twin.params]
+    places = twin.memory.places()
+    return [_tensors(places[id(p)]) for p in twin.params]
 
 def _tensors(places):
     return {(place, path):t for place,holder,key in places for path,t in _leaves(holder[key])}
@@ -523,7 +593,7 @@ def read(self:Layout,
     "Find what the optimizer remembers of parameters at this moment."
     found,strange = self._read(params)
     if strange and self.tops:
-        self.exact |= {_kind(p) for p,_ in strange} # what is kept may depend on size: the next copy is as large
+        self.exact |= {_size(p) for p,_ in strange} # what is kept may depend on size: the next copy is as large
         self._try()
         found,strange = self._read(params)
     for p,what in strange:
@@ -686,12 +756,14 @@ def _of_other_regime(self:Layout, shapes, kept):
 def rehearse(self:Layout)->Layout: # `self`
     "Cut a copy and go on with it: what would fail after a cut fails here, before anything has changed."
     if self.rehearsed: return self
+    key = self._key()
     self.renewed = {o for o,parts in self.parts.items() if not all(part.settled for part in parts.values())}
     try: self._cut_copy()
     except Unreadable: # what cannot be cut is made anew
         self.renewed = {o for o,parts in self.parts.items() if not all(part.whole for part in parts.values())}
         self._cut_copy()
     self.rehearsed = True
+    self._keep(key)
     return self
 
 @patch

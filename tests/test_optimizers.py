@@ -368,6 +368,59 @@ def test_several_optimizers():
 
 # The trial ------------------------------------------------------------------------------------------
 
+def looked(monkeypatch, *made):
+    "How many trials are made for these optimizers."
+    calls,look = [],Layout._look
+    monkeypatch.setattr(Layout, '_look', lambda self: (calls.append(1), look(self))[1])
+    layouts = [layout_of(o) for o in made]
+    monkeypatch.undo()
+    return len(calls),layouts
+
+def test_what_is_alike_is_tried_once(monkeypatch):
+    "Class, options, functions and sizes make the difference, and a memory that is not empty."
+    optimizers._FOUND.clear()
+    make = lambda n=6,c=torch.optim.Adam,**kw: c([nn.Parameter(torch.randn(n, 4)), nn.Parameter(torch.randn(n))], **kw)
+    n,(a,b) = looked(monkeypatch, make(), make())
+    assert n==1 and a is not b and list(a.parts.values())==list(b.parts.values()) and a.holds==b.holds
+    assert not a.parts.keys() & b.parts.keys()
+    for other in (make(7), make(lr=.2), make(amsgrad=True), make(c=torch.optim.AdamW), make(c=Centred), make(c=type('Adam', (torch.optim.Adam,), {}))):
+        assert looked(monkeypatch, other)[0]==1
+    monkeypatch.setattr(Centred, 'move', lambda self, p, s: p.grad)
+    n,(changed,) = looked(monkeypatch, make(c=Centred))
+    assert n==1 and changed.holds
+    begun = make()
+    for p in begun.param_groups[0]['params']: p.grad = torch.ones_like(p)
+    begun.step()
+    assert looked(monkeypatch, begun)[0]==1
+    for i in range(70): layout_of(make(lr=1+i))
+    assert len(optimizers._FOUND)==optimizers._N_FOUND
+
+def test_a_rehearsal_is_kept():
+    optimizers._FOUND.clear()
+    make = lambda: torch.optim.Adafactor([nn.Parameter(torch.randn(6, 4))])
+    first,second = make(),make()
+    layout_of(first).rehearse()
+    assert layout_of(second).rehearsed and layout_of(second).renewed==set()
+
+def test_parameters_of_one_kind_are_tried_together():
+    "The order of the sizes makes a kind; one that does not fit what was found is tried as large as it is."
+    shapes = [(8, 4), (40, 4), (4, 8), (6, 6), (9, 1), (5,), (30,), (1,)]
+    params = [nn.Parameter(torch.randn(s)) for s in shapes]
+    layout = layout_of(torch.optim.AdamW(params))
+    assert [len(ids) for ids in layout.members]==[2, 1, 1, 1, 2, 1]
+    class ByArea(Own):
+        "Remembers rows of what is large, and every number of what is small."
+        def move(self, p, s):
+            if 'm' not in s: s['m'] = torch.zeros(p.shape if p.numel()<100 else p.shape[:1])
+            if p.numel()<100: return blend(s['m'], p.grad)
+            return blend(s['m'], p.grad.mean(1))[:,None]
+    large,small = nn.Parameter(torch.randn(20, 10)),nn.Parameter(torch.randn(8, 4))
+    opt = ByArea([large, small])
+    layout = layout_of(opt)
+    for p in (large, small): p.grad = torch.randn_like(p)
+    opt.step()
+    assert [[part.axes for *_,part in mine] for mine in layout.read([large, small])]==[[((0,),)], [((0,), (1,))]]
+
 def test_the_trial_leaves_no_trace():
     "Optimizer, weights, gradients and random numbers are as before, and a scheduler that wraps `step` is not called."
     net = zoo.network()
