@@ -454,10 +454,16 @@ def before_fit(self:EarlyPruneCallback):
     self.fresh,self.changed,device = True,False,next(self.model.parameters()).device
     self._meet()
     self.bytes_before = 0 if device.type=='cuda' else _peak_bytes(device)
-    columns = dict(epi=self._epi, neurons=lambda: int(self._alive().sum()), mflops=lambda: self.flops/1e6)
+    columns = dict(epi=self._epi, neurons=self._n_alive, mflops=self._mflops)
     if self.regrowth is not None: columns['returned'] = self._returned
     self.columns = [ValueMetric(f, nm) for nm,f in columns.items()]
     self.learn.metrics = [*self.learn.metrics, *self.columns]
+
+@patch
+def _n_alive(self:EarlyPruneCallback): return int(self._alive().sum())
+
+@patch
+def _mflops(self:EarlyPruneCallback): return self.flops/1e6
 
 @patch
 def _epi(self:EarlyPruneCallback):
@@ -931,6 +937,8 @@ class ShowPruning(Callback):
     ):
         if every<1: raise ValueError(f'`every` is at least 1 epoch, got {every}')
         self.every,self.figure,self.handle = every,None,None
+
+    def __getstate__(self): return vars(self) | dict(handle=None) # a copy has no place on the page
 
     def before_fit(self):
         "Find the callback to draw."

@@ -483,6 +483,8 @@ class CheckpointCallback(_Continue):
         if vars(self).get('claimed') is not None: free(self.claimed)
         vars(self)['claimed'] = None
 
+    def __getstate__(self): return vars(self) | dict(claimed=None) # a copy holds no lock
+
     def __repr__(self): return f'CheckpointCallback({self.path}, every={self.every}, keep={self.keep})'
 
     def before_fit(self):

@@ -93,6 +93,9 @@ class Running:
         if p not in self.sums: raise ValueError(f'{self} has observed no batch: call `observe` after `backward`')
         return self.sums[p]
 
+    def __getstate__(self): return vars(self) | dict(sums=list(self.sums.items())) # a copy is of the copied weights
+    def __setstate__(self, state): vars(self).update(state | dict(sums=WeakIdKeyDictionary(state['sums'])))
+
     def __repr__(self): return f'Running({getattr(self.criterion, "__name__", self.criterion)}, decay={self.decay:g})'
 
 # %% ../nbs/03_criteria.ipynb #c6c34b2d
