@@ -396,13 +396,21 @@ class _Continue(Callback):
         if hasattr(learn, 'lr_finder'): return
         previous = vars(learn).get('_with_events')
         def enter(f, event_type, ex, *args):
-            if event_type=='epoch' and self._is_over(): return
             vars(learn).pop('_with_events')
             if previous is not None: vars(learn)['_with_events'] = previous
-            learn._with_events(f, event_type, ex, *args)
+            try:
+                if not (event_type=='epoch' and self._is_over()): learn._with_events(f, event_type, ex, *args)
+            except BaseException:
+                vars(learn).pop('_with_events', None)
+                self._let_go()
+                raise
+            if self.learn is not None: vars(learn)['_with_events'] = enter
         vars(learn)['_with_events'] = enter
 
     def _find(self): return self.wanted
+    def _let_go(self): pass
+
+    def after_fit(self): vars(self.learn).pop('_with_events', None)
 
     def before_batch(self):
         if self.offset: self.learn.iter += self.offset
@@ -533,6 +541,7 @@ def after_batch(self:CheckpointCallback):
 @patch
 def after_fit(self:CheckpointCallback):
     "Count a fit that has ended."
+    super(CheckpointCallback, self).after_fit()
     if self.entered: vars(self.learn)['_finished'] = _finished(self.learn)+1
     self.beginning,self.entered = None,False
     self._let_go()

@@ -24,6 +24,7 @@ from uuid import uuid4
 import matplotlib.pyplot as plt
 import torch
 from fastai.callback.core import Callback
+from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.multiprocessing.errors import record as reporting_errors
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -31,7 +32,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from . import __version__
 from .callbacks import distributed
 from .checkpoint import CheckpointCallback
-from .compare import Comparison, Results, Run, conditions, make_learner, train_run
+from .compare import Comparison, Results, Run, conditions, keep_beside, make_learner, train_run
 from .compare import compare as compare_recipes
 from .core import cost
 from .data import DATASETS
@@ -135,6 +136,11 @@ def train(
     if args.out: prepare_folder(args.out)
     return _train(run, args) if args.nproc==1 else _train_together(run, args)
 
+def _write_record(path, record): # before the network, which needs more room
+    try: write_whole(path, lambda p: p.write_text(json.dumps(record, indent=1)))
+    except OSError as e:
+        raise OSError(f'{e}; the record is kept in {keep_beside(path, json.dumps(record).encode())}') from e
+
 def _train(run, args, rank=0, device=None):
     part,device = replace(run, bs=run.bs//args.nproc),device or args.device
     learn = make_learner(part, **{k:v for k,v in dict(path=args.path, device=device).items() if v is not None})
@@ -146,7 +152,7 @@ def _train(run, args, rank=0, device=None):
     with nullcontext() if args.nproc==1 else distributed(learn): record = train_run(learn, part)
     record |= asdict(run) | dict(key=run.key, processes=args.nproc)
     if args.out and rank==0:
-        write_whole(Path(args.out)/'record.json', lambda p: p.write_text(json.dumps(record, indent=1)))
+        _write_record(Path(args.out)/'record.json', record)
         save(learn.model.cpu(), Path(args.out)/'model.safetensors')
     return record
 
@@ -179,6 +185,7 @@ def _train_together(run, args):
     kept = os.environ.get('PYTHONWARNINGS')
     os.environ['PYTHONWARNINGS'] = 'ignore:`torch.jit.script`' # a note of fastai's; a new process hears of it this way
     try: return elastic_launch(config, _process)(run, args)[0]
+    except SignalException as e: raise KeyboardInterrupt from e
     except ChildFailedError as e: raise ValueError(_first_failure(e)) from None
     finally: os.environ.pop('PYTHONWARNINGS') if kept is None else os.environ.update(PYTHONWARNINGS=kept)
 
@@ -381,14 +388,23 @@ def _info_arguments(sub):
     sub.add_argument('--size', type=int, default=32, help='input height and width for --arch, pixels')
 
 # %% ../nbs/16_cli.ipynb #d26d571f
+def _how_to_go_on(args):
+    if args.command in ('demo', 'compare'): return f'the same command goes on from {args.out}'
+    saved = args.command=='train' and args.out and Path(args.out)/'checkpoint.safetensors'
+    if not saved or not saved.is_file(): return 'nothing was kept'
+    return f'the same command with --resume goes on from {saved}'
+
 def main(
     argv:list|None=None, # Arguments; `None`: those of the process
-)->int:                  # Exit code: 0; 1 when a training of several failed; 2 after a user's mistake
+)->int:                  # Exit code: 0; 1 when a training of several failed; 2 after a user's mistake; 130 after Ctrl-C
     "Run a command."
     args = parser().parse_args(argv)
     try: result = args.func(args)
     except (ValueError, OSError, ImportError) as e:
         print(f'early_prune {args.command}: {str(e).strip().splitlines()[-1].strip()}', file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f'early_prune {args.command}: stopped; {_how_to_go_on(args)}', file=sys.stderr)
+        return 130
     print(json.dumps(result) if args.json else args.show(result))
     return 1 if result.get('failed') else 0

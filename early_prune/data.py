@@ -383,7 +383,9 @@ def _file_size(path):
     if not path.is_file(): raise FileNotFoundError(f'`{path}` is missing')
     return path.stat().st_size
 
-def _damaged(path, expected, found): return ValueError(f'`{path}` is damaged: expected {expected}, found {found}')
+def _damaged(path, expected, found, truncated=False):
+    why = 'truncated, ' if truncated else ''
+    return ValueError(f'`{path}` is damaged: {why}expected {expected}, found {found}')
 
 def _checked(path, y, n_classes):
     if y.max()>=n_classes: raise _damaged(path, f'labels in [0, {n_classes})', f'label {y.max()}')
@@ -393,14 +395,18 @@ def _checked(path, y, n_classes):
 def _idx_body(path, f, item, max_rows):
     "Read the bytes after the header, when header and file size agree."
     start,magic = f.read(8+4*len(item)),bytes((0,0,8,1+len(item)))
-    if start[:4]!=magic: raise _damaged(path, f'an IDX file, begins with {magic.hex()}', start[:4].hex() or 'nothing')
-    if len(start)<8+4*len(item): raise _damaged(path, f'a header of {8+4*len(item)} bytes', f'{len(start)} bytes')
+    if not start or start[:4]!=magic[:len(start)]:
+        raise _damaged(path, f'an IDX file, begins with {magic.hex()}', start[:4].hex() or 'nothing', not start)
+    if len(start)<8+4*len(item): raise _damaged(path, f'a header of {8+4*len(item)} bytes', f'{len(start)} bytes', True)
     n,*dims = struct.unpack(f'>{1+len(item)}I', start[4:])
     if tuple(dims)!=tuple(item) or not 1<=n<=max_rows:
         raise _damaged(path, f'1 to {max_rows} rows of shape {tuple(item)}', f'{n} of shape {tuple(dims)}')
     size = int.from_bytes(path.read_bytes()[-4:], 'little') if path.suffix=='.gz' else _file_size(path)
     want = len(start) + n*math.prod(item)
-    if size!=want: raise _damaged(path, f'{want} bytes', f'{size} bytes')
+    if path.suffix!='.gz' and size!=want: raise _damaged(path, f'{want} bytes', f'{size} bytes', size<want)
+    if size!=want:
+        for left in range(want, 0, -2**16): f.read(min(left, 2**16)) # a truncated stream ends with an error here
+        raise _damaged(path, f'{want} bytes', f'{size} bytes')
     body = f.read(want-len(start))
     if len(body)!=want-len(start) or f.read(1): raise _damaged(path, f'{want} bytes', 'another length in the stream')
     return np.frombuffer(body, np.uint8).reshape(n, *item)
@@ -419,7 +425,7 @@ def read_idx(
     try:
         with (gzip.open if path.suffix=='.gz' else open)(path, 'rb') as f: return _idx_body(path, f, item, max_rows)
     except (EOFError, zlib.error, gzip.BadGzipFile) as e:
-        raise _damaged(path, 'a complete gzip file', f'{size} bytes, {e}') from e
+        raise _damaged(path, 'a complete gzip file', f'{size} bytes, {e}', isinstance(e, EOFError)) from e
 
 # %% ../nbs/01_data.ipynb #2169a6f8
 def read_cifar_bin(
@@ -431,7 +437,8 @@ def read_cifar_bin(
     path,n_labels = Path(path),1 if n_classes==10 else 2
     size,row = _file_size(path),n_labels+3072
     if size==0 or size%row or size>row*max_rows:
-        raise _damaged(path, f'a multiple of {row} bytes from {row} to {row*max_rows}', f'{size} bytes')
+        raise _damaged(path, f'a multiple of {row} bytes from {row} to {row*max_rows}', f'{size} bytes',
+                       size<row*max_rows)
     rows = np.fromfile(path, np.uint8).reshape(-1, row)
     return rows[:,n_labels:].reshape(-1,3,32,32),_checked(path, rows[:,n_labels-1], n_classes)
 
@@ -484,21 +491,24 @@ def read_cifar_pickle(
     path = Path(path)
     size,most = _file_size(path),100_000+6500*max_rows
     if not 0<size<=most: raise _damaged(path, f'1 to {most} bytes', f'{size} bytes')
+    data = path.read_bytes()
     # A damaged pickle can raise any exception; all of them mean the same here.
-    try: return _cifar_dict(path.read_bytes(), n_classes, max_rows)
+    try: return _cifar_dict(data, n_classes, max_rows)
     except Exception as e:
-        raise _damaged(path, f'a CIFAR pickle of at most {max_rows} rows, 3.1 kB each', f'{size} bytes: {e}') from e
+        raise _damaged(path, f'a CIFAR pickle of at most {max_rows} rows, 3.1 kB each', f'{size} bytes: {e}',
+                       not data.endswith(b'.')) from e # the last byte of a pickle says stop
 
 # %% ../nbs/01_data.ipynb #69231397
 def _png(path, size):
     "Decode one picture of a known size."
+    data = path.read_bytes()
+    if b'IEND' not in data: raise _damaged(path, f'a picture of {size}x{size} pixels', f'{len(data)} bytes', True)
     # Pillow raises many kinds of exception on a damaged picture; all of them mean the same here.
     try:
-        with Image.open(path) as im:
+        with Image.open(io.BytesIO(data)) as im:
             if im.size==(size,size): return np.asarray(im.convert('RGB')).transpose(2,0,1)
             found = f'{im.size[0]}x{im.size[1]} pixels'
-    except Exception as e:
-        raise _damaged(path, f'a picture of {size}x{size} pixels', f'{path.stat().st_size} bytes: {e}') from e
+    except Exception as e: raise _damaged(path, f'a picture of {size}x{size} pixels', f'{len(data)} bytes: {e}') from e
     raise _damaged(path, f'{size}x{size} pixels', found)
 
 # %% ../nbs/01_data.ipynb #2e30c281
@@ -586,6 +596,15 @@ def _read_official(name, root):
     raise FileNotFoundError(f'No {name} in `{root}`: put one of the folders {", ".join(layouts)} there, or name '
                             'another place with `path` or the environment variable EARLY_PRUNE_DATA')
 
+def _check_archives(root): # of torchvision, which would only say that they are of another sum
+    for path in (o for o in root.glob('cifar-*.tar.gz') if o.is_file()):
+        try:
+            with gzip.open(path) as f:
+                while f.read(2**20): pass
+        except (EOFError, zlib.error, gzip.BadGzipFile) as e:
+            found = f'{path.stat().st_size} bytes, {e}'
+            raise _damaged(path, 'a complete gzip file', found, isinstance(e, EOFError)) from e
+
 def _download(name, root):
     from torchvision import datasets
     root.mkdir(parents=True, exist_ok=True)
@@ -604,6 +623,7 @@ def load_official(
     except FileNotFoundError as e:
         if not download: raise
         missing = str(e)
+    _check_archives(root)
     try: _download(name, root)
     except (OSError,RuntimeError) as e: raise FileNotFoundError(f'{missing} (downloading failed: {e})') from e
     return _read_official(name, root)
@@ -658,7 +678,7 @@ def fashion_mnist(
 
 # %% ../nbs/01_data.ipynb #84b506e7
 def image_folder(
-    path:str|Path,      # Folder of pictures, each in a folder named after its class
+    path:str|Path|None=None, # Folder of pictures, each in a folder named after its class; `None`: EARLY_PRUNE_DATA
     size:int=224,       # Width and height after cropping to a square, pixels
     bs:int=64,          # Images in a batch
     valid_pct:float=.2, # Share held out for validation, in `(0, 1)`; unused if the folder has `train` and `valid`
@@ -666,6 +686,8 @@ def image_folder(
     **kwargs            # Passed to fastai's `DataBlock.dataloaders`, such as `num_workers`
 )->DataLoaders:         # fastai loaders, normalised with the statistics of ImageNet
     "Any folder of pictures, through fastai's `DataBlock`."
+    path = path or os.environ.get('EARLY_PRUNE_DATA')
+    if path is None: raise ValueError('`path` names a folder with pictures, got None, and EARLY_PRUNE_DATA is not set')
     path = Path(path)
     if not path.is_dir() or not get_image_files(path):
         raise ValueError(f'`path` must be a folder with pictures, got `{path}`')

@@ -492,6 +492,8 @@ def _sync_folder(path):
 # %% ../nbs/10_surgery.ipynb #a1f3c208
 _COUNTED = dict(dtype=str, shape=list, data_offsets=list)
 
+def _cut_short(found, wanted): return ': it is truncated' if found<wanted else ''
+
 def _entry(nm, o):
     if type(o) is not dict or {k:type(v) for k,v in o.items()}!=_COUNTED: raise ValueError(f'{nm[:60]!r} is no tensor')
     dtype,shape,place = o['dtype'],o['shape'],o['data_offsets']
@@ -512,17 +514,17 @@ def _parse(text, n_bytes):
         if start!=at or end-start!=math.prod(shape)*DTYPES[dtype].itemsize:
             raise ValueError(f'{nm[:60]!r} has shape {shape}, and its bytes are {start} to {end}')
         at = end
-    if at!=n_bytes: raise ValueError(f'its tensors have {at} bytes, it holds {n_bytes}')
+    if at!=n_bytes: raise ValueError(f'its tensors have {at} bytes, it holds {n_bytes}{_cut_short(n_bytes, at)}')
     return meta,{nm:o[:2] for nm,o in sorted(found.items(), key=lambda o: (o[1][2], o[0]))}
 
 # %% ../nbs/10_surgery.ipynb #a1f3c209
 def _begin_reading(f):
     size = os.fstat(f.fileno()).st_size
     n = int.from_bytes(f.read(8), 'little')
-    if not 2<=n<=size-8: raise ValueError(f'it has {size} bytes, and its header {n}')
+    if not 2<=n<=size-8: raise ValueError(f'it has {size} bytes, and its header {n}{_cut_short(size-8, n)}')
     if n>max(2**22, size//2): raise ValueError(f'{n} of its {size} bytes are the header')
     text = f.read(n)
-    if len(text)!=n: raise ValueError('it ends within its header')
+    if len(text)!=n: raise ValueError('it is truncated, it ends within its header')
     return _parse(text, size-8-n)
 
 def _read_numbers(f, meta, entries):
@@ -530,7 +532,7 @@ def _read_numbers(f, meta, entries):
     for nm,(dtype,shape) in entries.items():
         tensors[nm] = torch.empty(shape, dtype=DTYPES[dtype])
         for piece in _pieces(tensors[nm]):
-            if f.readinto(piece)!=len(piece): raise ValueError(f'it ends within {nm[:60]!r}')
+            if f.readinto(piece)!=len(piece): raise ValueError(f'it is truncated, within {nm[:60]!r}')
             check = zlib.crc32(piece, check)
             if dtype=='BOOL' and piece.max()>1: raise ValueError(f'{nm[:60]!r} has numbers that are not true or false')
     if f'{check:08x}'!=meta.get('check'): raise ValueError('its checksum is another')

@@ -666,7 +666,8 @@ def folder(tmp_path):
             for i in range(6): Image.new('RGB', (20+i,30), (40*i,0,0)).save(tmp_path/split/nm/f'{i}.png')
     return tmp_path
 
-def test_image_folder(folder):
+def test_image_folder(folder, monkeypatch):
+    monkeypatch.delenv('EARLY_PRUNE_DATA', raising=False)
     dls = image_folder(folder, size=16, bs=4, num_workers=0)
     assert (dls.train.n,dls.valid.n,dls.vocab)==(12,12,['a','b'])
     dls = image_folder(folder/'train', size=16, bs=4, valid_pct=.25, num_workers=0)
@@ -675,3 +676,6 @@ def test_image_folder(folder):
     assert list(same.valid_ds.items)==list(dls.valid_ds.items)
     with pytest.raises(ValueError, match='fraction'): image_folder(folder, valid_pct=25)
     with pytest.raises(ValueError, match='folder with pictures'): image_folder(folder/'none')
+    with pytest.raises(ValueError, match='EARLY_PRUNE_DATA is not set'): image_folder()
+    monkeypatch.setenv('EARLY_PRUNE_DATA', str(folder))
+    assert len(image_folder(size=16, bs=4, num_workers=0).train_ds)

@@ -1,14 +1,21 @@
 "Kills, full disks, lost memory, dead workers, Ctrl-C and NaN: the last good file stays, and the training goes on from it."
 import errno
 import hashlib
+import io
+import json
 import os
 import random
 import resource
 import signal
 import subprocess
+import sys
+import tempfile
 import time
+import warnings
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from functools import partial
 from multiprocessing import get_context
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,9 +27,11 @@ from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
 from fastai.torch_core import set_seed
 
-from early_prune import checkpoint, surgery
+from early_prune import checkpoint, cli, surgery
 from early_prune.callbacks import EarlyPruneCallback
 from early_prune.checkpoint import CheckpointCallback, read_state, write_state
+from early_prune.cli import main
+from early_prune.compare import Comparison
 from early_prune.criteria import rms_magnitude
 from early_prune.data import digits
 from early_prune.dependency import trace
@@ -210,6 +219,78 @@ def full(folder, fill, empty, whole):
     empty()
     assert digest(trained(path, every=6))==whole
 
+@contextmanager
+def little_room(tmp_path, size):
+    "A folder where few bytes fit: a file system of its own where it may be made, else a limit on every file; in a process of its own."
+    disk = tmp_path/'disk'
+    disk.mkdir()
+    mounted = not subprocess.run(['mount', '-t', 'tmpfs', '-o', f'size={size}', 'none', disk], capture_output=True).returncode
+    try: yield disk,(lambda: None) if mounted else (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size)))
+    finally:
+        if mounted: subprocess.run(['umount', disk], check=True)
+
+def apart(limit, f):
+    "Run `f` in a process with a limit; what it asserts and raises comes back as words."
+    ours,theirs = os.pipe()
+    if (pid := os.fork())==0:
+        said = 'no word'
+        try:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            limit()
+            said = f() or 'done'
+        except BaseException as e: said = f'{type(e).__name__}: {e}'
+        finally:
+            os.write(theirs, said.encode()[:4000])
+            os._exit(0)
+    os.close(theirs)
+    said = os.read(ours, 8000).decode()
+    os.close(ours)
+    os.waitpid(pid, 0)
+    return said
+
+def hidden(folder): return [o.name for o in folder.rglob('.*') if o.is_file()]
+
+def test_a_network_that_finds_no_room(tmp_path):
+    with little_room(tmp_path, 2**16) as (disk, limit):
+        said = apart(limit, lambda: str(save(resnet(8), disk/'net.safetensors')))
+        assert 'OSError' in said and 'net.safetensors could not be written' in said and '\n' not in said
+        assert list(disk.iterdir())==[]
+
+def test_a_report_that_finds_no_room(tmp_path):
+    record = dict(recipe='dense', sparsity=0., seed=0, accuracy=.5, accuracies=[.5], seconds=1., sparsity_reached=0., key='a', error_text='x'*2**16)
+    with little_room(tmp_path, 2**13) as (disk, limit):
+        said = apart(limit, lambda: str(Comparison([record]).report(disk/'report.html')))
+        assert 'OSError' in said and 'report.html could not be written' in said and '\n' not in said
+        assert list(disk.iterdir())==[]
+
+def trained_by_command(out):
+    err = io.StringIO()
+    with redirect_stderr(err), redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.filterwarnings('ignore', message='No checkpoint at batch')
+        code = main(['train', '--arch', 'small_cnn', '--epochs', '1', '--limit', '128', '--out', str(out), '--json'])
+    return f'{code} {err.getvalue().splitlines()[-1]}'
+
+def test_a_training_whose_network_finds_no_room(tmp_path):
+    "The record comes first, and stays."
+    with little_room(tmp_path, 2**16) as (disk, limit):
+        said = apart(limit, lambda: trained_by_command(disk))
+        assert said.startswith('2 early_prune train: ') and 'model.safetensors could not be written' in said
+        assert json.loads((disk/'record.json').read_text())['accuracy']>0 and [o.name for o in disk.iterdir()]==['record.json']
+
+@pytest.mark.parametrize('also', [False, True])
+def test_a_training_whose_record_finds_no_room(tmp_path, monkeypatch, also):
+    "It is kept elsewhere and named, or printed where there is no room at all."
+    def no(*args): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    monkeypatch.setattr(cli, 'write_whole', no)
+    monkeypatch.setattr(tempfile, 'gettempdir', lambda: str(tmp_path/('missing' if also else '')))
+    if also: monkeypatch.setattr(Path, 'write_bytes', no)
+    said = trained_by_command(tmp_path/'out')
+    assert said.startswith('2 early_prune train: ') and 'No space left' in said
+    if also: assert '"accuracy"' in said
+    else:
+        kept, = (tmp_path/'out').glob('record.json.*.kept')
+        assert str(kept) in said and json.loads(kept.read_text())['epochs']==1
+
 def full_by_limit(tmp_path):
     if (pid := os.fork())==0:
         code = 1
@@ -229,6 +310,20 @@ def test_no_space_is_an_os_error(tmp_path, monkeypatch):
     with pytest.raises(OSError, match='No space'): write_state(path, dict(a=2))
     assert read_state(path)==dict(a=1) and len(list(tmp_path.iterdir()))==1
     with pytest.raises(OSError, match='missing.x.safetensors'): write_state(tmp_path/'missing'/'x.safetensors', dict(a=1))
+
+@pytest.mark.parametrize('permanent', [False, True])
+@pytest.mark.parametrize('error', [RuntimeError('a bug'), KeyboardInterrupt()])
+def test_the_lock_goes_with_the_fit(tmp_path, whole, permanent, error):
+    "Also when the callback belongs to the learner for good; called again, the fit goes on."
+    path,learn = tmp_path/'x.safetensors',learner(small_cnn)
+    cb = CheckpointCallback(path, every=1, resume=True)
+    if permanent: learn.add_cb(cb)
+    fit = lambda *cbs: learn.fit_one_cycle(EPOCHS, 1e-2, cbs=[recipe('granet', .9), *cbs, *([] if permanent else [cb])])
+    with pytest.raises(type(error)): fit(RaiseAt('after_step', 13, error))
+    assert [o.name for o in tmp_path.iterdir()]==['x.safetensors'] and '_with_events' not in vars(learn)
+    with surgery.lock_of(path): pass
+    fit()
+    assert digest(learn)==whole and '_with_events' not in vars(learn) and cb.claimed is None
 
 class Items:
     def __init__(self, dl, flag): self.x,self.y,self.flag = dl.dataset.x,dl.dataset.y,flag
@@ -355,3 +450,17 @@ def test_a_full_disk_when_a_network_is_saved(tmp_path, monkeypatch):
     with pytest.raises(OSError, match='net.safetensors could not be written: .*No space'): save(small_cnn(), path)
     assert path.read_bytes()==before and [o.name for o in tmp_path.iterdir()]==['net.safetensors']
     with pytest.raises(OSError, match='missing.net.safetensors'): save(small_cnn(), tmp_path/'missing'/'net.safetensors')
+
+@pytest.mark.parametrize('out', [True, False])
+def test_ctrl_c_in_a_command(tmp_path, out):
+    "One line, exit code 130, and the way to go on."
+    where = ['--out', str(tmp_path/'out')] if out else []
+    process = subprocess.Popen([sys.executable, '-m', 'early_prune', 'train', '--arch', 'small_cnn', '--limit', '128', '--epochs', '10000', *where],
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    lines = [process.stderr.readline() for _ in range(4)] # two epochs are done
+    process.send_signal(signal.SIGINT)
+    rest = process.communicate(timeout=60)[1].splitlines()
+    assert process.returncode==130 and '0.' in lines[-1] and 'Traceback' not in '\n'.join(rest), rest
+    want = f'the same command with --resume goes on from {tmp_path/"out"/"checkpoint.safetensors"}' if out else 'nothing was kept'
+    assert rest[-1]==f'early_prune train: stopped; {want}'
+    assert not out or [o.name for o in (tmp_path/'out').iterdir()]==['checkpoint.safetensors']

@@ -17,12 +17,13 @@ from fastai.callback.schedule import Learner
 from fastai.metrics import accuracy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from early_prune import checkpoint, surgery
 from early_prune.callbacks import SparsifyCallback
 from early_prune.checkpoint import CheckpointCallback, contents, read_state, resume, write_state
 from early_prune.compare import Results
-from early_prune.data import digits, read_cifar_bin, read_cifar_pickle, read_idx
+from early_prune.data import digits, load_official, read_cifar_bin, read_cifar_pickle, read_idx, read_pngs
 from early_prune.models import small_cnn
 from early_prune.surgery import load, save
 
@@ -134,6 +135,31 @@ def test_ten_thousand_mutated_files(tmp_path, name):
     (count,size), = found
     print(f'{name}: {count} of 10000 refused, {grown} bytes grown, file of {size} bytes')
     assert grown<2*size+16*2**20 # pages of the allocator and of the reader's own making
+
+def a_png(path):
+    folder = path.with_suffix('')/'a'
+    folder.mkdir(parents=True)
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(folder/'x.png')
+    return folder/'x.png'
+
+TRUNCATED = {nm:READERS[nm] for nm in ('checkpoint', 'network', 'idx', 'gzip', 'cifar_bin', 'cifar_pickle')} | dict(
+    png=(a_png, lambda path: read_pngs(path.parent.parent, ['a'])))
+
+@pytest.mark.parametrize('name', TRUNCATED)
+def test_a_truncated_file_says_so(tmp_path, name):
+    make,read = TRUNCATED[name]
+    path = make(tmp_path/f'{name}.safetensors')
+    whole = path.read_bytes()
+    for left in (len(whole)-20, len(whole)*2//3, len(whole)//3, 30):
+        path.write_bytes(whole[:left])
+        with pytest.raises(ValueError, match='truncated') as e: read(path)
+        assert path.name in str(e.value)
+
+def test_a_truncated_archive_says_so(tmp_path):
+    "The archive of CIFAR, as a broken download leaves it, before anything is downloaded again."
+    path = tmp_path/'cifar-10-python.tar.gz'
+    path.write_bytes(gzip.compress(random.Random(0).randbytes(10_000))[:5000])
+    with pytest.raises(ValueError, match='cifar-10-python.tar.gz.* is damaged: truncated'): load_official('CIFAR10', tmp_path)
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.binary(max_size=400), name=st.sampled_from(list(READERS)))
