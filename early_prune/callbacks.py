@@ -231,6 +231,7 @@ def _make_masks(self:SparsifyCallback):
     if not (same and last is self.masks): self.masks = Masks(self.model, **self.kwargs)
     self._follow(self.masks)
     if same and last is not self.masks: self.masks.adopt(last)
+    self.masks.amount = self.regrowth and self.regrowth.amount
     self.names = [nm for nm,p in self.masks.params.items() if p.requires_grad]
     if not self.names: raise ValueError('No prunable layer is trainable: all are frozen. Call `learn.unfreeze()` first')
     self.end = self._share(self.sparsity, self.distribution)

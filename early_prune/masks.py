@@ -260,6 +260,7 @@ class Masks:
         self.granularity,self.floor = granularity,floor
         self.n_units = {nm:granularity.count(p) for nm,p in self.params.items()}
         self.n_kept,self.masks,self.followers = dict(self.n_units),{},{}
+        self.amount,self.seen = None,{} # how second moments of what returns begin, and the masks of the last `apply`
         self.upheld,self.pending,self.n_steps = [],False,0 # `pending`: no optimizer has seen the masks yet
 
     def __len__(self): return len(self.params)
@@ -395,7 +396,9 @@ def adopt(self:Masks,
             if mask.shape!=p.shape: raise ValueError(f'{nm} has shape {tuple(p.shape)}, its mask {tuple(mask.shape)}')
             units = mask.clone() if dims is None or dims>=mask.ndim else mask.flatten(dims).any(-1)
             chosen[nm] = units,units.sum().item()
-    return self._set_all(chosen)
+    self._set_all(chosen)
+    self.seen = {id(p):mask for _,p,mask in self.upheld}
+    return self
 
 # %% ../nbs/04_masks.ipynb #0fe9e74f
 INTS = {1:torch.int8, 2:torch.int16, 4:torch.int32, 8:torch.int64}
@@ -538,13 +541,15 @@ def apply(self:Masks,
     named,remembered = {nm:p for nm,p,_ in self.upheld},[]
     if optimizer is not None:
         remembered = layout_of(optimizer).check(named).remembered([(p, mask) for _,p,mask in self.upheld])
-    copies = copies_of(named, extras)
-    zero = [(t, mask) for t,mask,fresh in remembered if fresh==0 and t.is_floating_point()]
+    copies,amounts = copies_of(named, extras),self.amount is not None
+    zero = [(t, mask) for _,t,mask,o in remembered
+            if o.fresh==0 and t.is_floating_point() and not (o.amount and amounts)]
     _clear([(p, mask) for _,p,mask in self.upheld] + zero +
            [(copy[nm], mask) for _,copy in copies for nm,_,mask in self.upheld if nm in copy])
-    for t,mask,fresh in remembered:
-        if fresh!=0 or not t.is_floating_point(): t.masked_fill_(~mask, fresh)
-    if optimizer is not None: self.pending = False
+    for p,t,mask,o in remembered:
+        if o.fresh!=0 or not t.is_floating_point(): t.masked_fill_(~mask, o.fresh)
+        elif o.amount and amounts: self.amount(t, mask, self.seen.get(id(p), mask).reshape(mask.shape))
+    if optimizer is not None: self.pending,self.seen = False,{id(p):mask for _,p,mask in self.upheld}
     return self
 
 # %% ../nbs/04_masks.ipynb #5133aeab

@@ -262,6 +262,7 @@ class _Twin:
         "Make one step with these gradients."
         grads = [g if masks is None else g*m for g,m in zip(grads, masks or grads)]
         if self.with_closure:
+            self._loss(grads, masks) # some, such as SAM, read gradients before they ask for new ones
             for o in self.tops: o.step(lambda: self._loss(grads, masks))
             return
         for p,g in zip(self.params, grads): p.grad = g.clone() if p.requires_grad else None
@@ -639,12 +640,12 @@ def layout_of(
 @patch
 def remembered(self:Layout,
     pairs:list, # `(parameter, mask)`, `True` where a weight is kept
-)->list:        # `(tensor, mask, fresh value)` of all that has one number for each weight
-    "Find what is remembered of single weights, and what it would be for new ones."
+)->list:        # `(parameter, tensor, mask, Part)` of all that has one number for each weight and is not left alone
+    "Find what is remembered of single weights, and how it lies along them."
     pairs = [(p, mask) for p,mask in pairs if id(p) in self.parts] # a frozen weight may be in no optimizer
     found = zip(pairs, self.read([p for p,_ in pairs]))
-    return [(t, mask if t.shape==mask.shape else mask.reshape(t.shape), part.fresh)
-            for (_,mask),mine in found for *_,t,part in mine if part.fresh is not None]
+    return [(p, t, mask if t.shape==mask.shape else mask.reshape(t.shape), part)
+            for (p,mask),mine in found for *_,t,part in mine if part.fresh is not None]
 
 @patch
 @torch.no_grad()
@@ -813,10 +814,27 @@ def expect_cut(
     _FORGOTTEN.expect(shapes)
 
 # %% ../nbs/03b_optimizers.ipynb #9f39ffb6
+_NAMED = torch.dtype,torch.layout,torch.memory_format # what torch has by name
+
+class _Weights(list):
+    "Parameters, and where their numbers lie in memory."
+    def __init__(self, params):
+        super().__init__(params)
+        self.addresses = {p.data_ptr():i for i,p in enumerate(params) if p.numel()}
+        self.memories = {p.untyped_storage().data_ptr():i for i,p in enumerate(params) if p.numel()}
+
+def _reference(t, params): # a weight or a view of it is no memory: what is read back must be one of the new weight
+    i = params.memories.get(t.untyped_storage().data_ptr()) if t.numel() else None
+    if i is None: return None
+    p = params[i]
+    if t is p: return {'@parameter':i}
+    if t.dtype!=p.dtype: raise TypeError(f'a view of a weight as {t.dtype} cannot be stored')
+    return {'@view':i, '@size':list(t.shape), '@stride':list(t.stride()), '@from':t.storage_offset()-p.storage_offset()}
+
 def _storable(o, params):
     "The same in numbers, text, tensors, lists and dicts with text as keys; what is held of parameters in their order."
     again = lambda values: [_storable(v, params) for v in values]
-    if isinstance(o, Tensor) and _plain(o): return _in_order(o)
+    if isinstance(o, Tensor) and _plain(o): return _reference(o, params) or _in_order(o)
     if isinstance(o, dict): return _storable_table(o, params, again)
     if isinstance(o, deque): return {'@deque':again(o), '@maxlen':o.maxlen}
     if isinstance(o, set): return {'@set':again(o)}
@@ -825,8 +843,12 @@ def _storable(o, params):
     if isinstance(o, random.Random):
         version,numbers,spare = o.getstate()
         return {'@random':list(numbers), '@rest':[version, spare]}
-    if isinstance(o, torch.dtype): return {'@dtype':str(o).removeprefix('torch.')}
+    if isinstance(o, _NAMED): return {'@torch':str(o).removeprefix('torch.')}
+    if isinstance(o, torch.device): return {'@device':str(o)}
+    if isinstance(o, np.ndarray) and o.dtype.kind in 'bif': return {'@array':torch.from_numpy(o.copy())}
+    if isinstance(o, complex): return {'@complex':[o.real, o.imag]}
     if isinstance(o, np.generic): return o.item()
+    if type(o) is int and o in params.addresses: return {'@address':params.addresses[o]}
     if o is None or isinstance(o, (bool, int, float, str)): return o
     raise TypeError(f'{type(o).__name__} cannot be stored')
 
@@ -855,13 +877,35 @@ def _restored(o, params, device):
         t = again(o['@tensor'])
         return t.permute([o['@order'].index(d) for d in range(t.ndim)])
     if '@deque' in o: return deque([again(v) for v in o['@deque']], o['@maxlen'])
-    if '@dtype' in o and isinstance(found := getattr(torch, str(o['@dtype'])), torch.dtype): return found
+    for kind,make in _MADE.items():
+        if kind in o: return make(o, params, device)
     if '@set' in o: return {again(v) for v in o['@set']}
     if '@pairs' in o: return {again(k):again(v) for k,v in o['@pairs']}
     held = zip(params, o.get('@of', o.get('@by_id', [None]*len(params))), strict=True)
     if '@of' in o: return {p:again(v, p.device) for p,v in held if v is not None} | again(o['@rest'])
     if '@by_id' in o: return {id(p):again(v, p.device) for p,v in held if v is not None}
     return {k:again(v) for k,v in o.items()}
+
+def _weight(params, i):
+    if type(i) is int and 0<=i<len(params): return params[i]
+    raise ValueError(f'the file speaks of weight {i!r}, and there are {len(params)}')
+
+def _view(o, params):
+    p = _weight(params, o['@view']).detach()
+    try: return p.as_strided(o['@size'], o['@stride'], o['@from']+p.storage_offset())
+    except (RuntimeError, TypeError) as e: raise ValueError(f'the file has a view that no weight has: {e}') from e
+
+def _named(name):
+    found = getattr(torch, str(name), None)
+    if isinstance(found, _NAMED): return found
+    raise ValueError(f'torch has no type or layout {name!r}')
+
+_MADE = {'@parameter':lambda o,params,device: _weight(params, o['@parameter']),
+         '@address':lambda o,params,device: _weight(params, o['@address']).data_ptr(),
+         '@view':lambda o,params,device: _view(o, params), '@torch':lambda o,params,device: _named(o['@torch']),
+         '@device':lambda o,params,device: torch.device('cpu') if o['@device']=='cpu' else device,
+         '@array':lambda o,params,device: o['@array'].cpu().numpy(),
+         '@complex':lambda o,params,device: complex(*o['@complex'])}
 
 def _put(held, nm, new, params):
     old,device = held.get(nm),params[0].device
@@ -894,7 +938,7 @@ def memory_state(
 )->dict:       # Numbers, text, tensors, and lists and dicts of them
     "Return all that an optimizer remembers, and the settings of its groups."
     layout = layout_of(optimizer)
-    found,params = layout.memory.optimizers,layout.memory.params
+    found,params = layout.memory.optimizers,_Weights(layout.memory.params)
     own = lambda o: {nm:v for nm,v in vars(o).items() if nm not in _BUILT and not _is_optimizer(v) and v is not found}
     return dict(
         kinds=[type(o).__name__ for o in found], n=len(params),

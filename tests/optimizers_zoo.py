@@ -179,7 +179,7 @@ def mode(opt, name):
         if hasattr(o, name): getattr(o, name)()
 
 class Training:
-    "A network, its optimizer and the images; every step has its own seed."
+    "A network, its optimizer and the images; every step has its own seed and begins with gradients."
     def __init__(self, net, opt, dtype):
         self.net,self.opt,self.n,(x,self.y) = net,opt,0,data()
         self.x,self.masks,self.closed = x.to(dtype),None,False
@@ -198,7 +198,7 @@ class Training:
             torch.manual_seed(self.n)
             np.random.seed(self.n)
             self.n += 1
-            if not self.closed or self.closed=='graph': self.closure()
+            self.closure() # also where the step is given one: SAM and its kin read the gradients that are there
             args = [self.closure] if self.closed is True else []
             if self.masks is not None: self.masks.step(self.opt, *args)
             else:

@@ -23,13 +23,14 @@ from torch.optim.swa_utils import AveragedModel
 
 from early_prune import optimizers
 from early_prune.callbacks import EarlyPruneCallback, SparsifyCallback
-from early_prune.criteria import magnitude
+from early_prune.criteria import gradient, magnitude
 from early_prune.data import digits
 from early_prune.dependency import trace
 from early_prune.masks import Masks, counterparts, holds_zero
 from early_prune.models import small_cnn
 from early_prune.optimizers import Layout, Unreadable, layout_of, load_memory, memory_state, optimizers_in
 from early_prune.ranking import Neurons
+from early_prune.regrowth import kept_amount, mean_amount
 from early_prune.surgery import cut, forget_neurons
 from early_prune.triggers import AtEpoch
 
@@ -339,6 +340,51 @@ def test_state_is_forgotten_when_pruned():
     masks.mask_grads(); opt.step()
     assert any(p.detach()[~masks[nm]].any() for nm,p in masks.params.items())
 
+@pytest.mark.parametrize('amount', [None, kept_amount, mean_amount])
+def test_second_moments_of_what_returns(amount):
+    "Zero, what was kept, or the mean of those that stayed; momenta are zero in each, and SGD makes the same training."
+    def train(make):
+        torch.manual_seed(0)
+        w = nn.Linear(6, 5, bias=False)
+        opt,masks = make(w.parameters()),Masks(w)
+        masks.amount = amount
+        def grads(): w.weight.grad = torch.rand(5, 6)+.5
+        for i in range(3): grads(); opt.step()
+        masks.update(magnitude, .5).apply(opt)
+        for i in range(2): grads(); masks.step(opt)
+        old,state = masks['weight'].clone(),{k:v.clone() for k,v in opt.state[w.weight].items() if torch.is_tensor(v)}
+        grads()
+        masks.swap(.4, gradient, may_return=False).apply(opt)
+        return w.weight.detach(),opt.state[w.weight],state,masks['weight'],old,masks,opt,grads,w
+    w,now,was,mask,old,*_ = train(lambda ps: torch.optim.Adam(ps, 1e-3))
+    back,stay = mask & ~old,mask & old
+    assert back.sum()>3 and not w[back].any() and not now['exp_avg'][back].any()
+    want = {None:0., mean_amount:was['exp_avg_sq'][stay].mean(), kept_amount:was['exp_avg_sq'][back]}[amount]
+    assert torch.allclose(now['exp_avg_sq'][back], torch.as_tensor(want)) and torch.equal(now['exp_avg_sq'][stay], was['exp_avg_sq'][stay])
+    if amount is kept_amount: assert (was['exp_avg_sq'][back]>0).all()
+    else: assert not now['exp_avg_sq'][~mask].any()
+    _,_,_,mask,_,masks,opt,grads,layer = train(lambda ps: torch.optim.Adam(ps, 1e-3))
+    for _ in range(5): grads(); masks.step(opt)
+    assert not layer.weight.detach()[~masks['weight']].any()
+    _,_,_,_,_,masks,opt,grads,layer = train(lambda ps: torch.optim.SGD(ps, 1e-3, momentum=.9))
+    for _ in range(5): grads(); masks.step(opt)
+    same = SGD_ENDS.setdefault('end', layer.weight.detach().clone())
+    assert torch.equal(layer.weight, same) and bool(same.any())
+
+SGD_ENDS = {}
+
+def test_all_may_be_new():
+    "Where no weight stayed there is no mean: the second moments begin at zero."
+    w = nn.Linear(2, 1, bias=False)
+    opt,masks = torch.optim.Adam(w.parameters()),Masks(w)
+    w.weight.grad = torch.ones(1, 2)
+    opt.step()
+    masks.adopt({'weight':torch.tensor([[True, False]])}).apply(opt)
+    masks.amount = mean_amount
+    masks._set_all({'weight':(torch.tensor([[False, True]]), 1)})
+    masks.apply(opt)
+    assert not opt.state[w.weight]['exp_avg_sq'].any()
+
 def test_step_applies_what_was_forgotten():
     "`masks.step` gives new masks to the optimizer, also where `apply` was called without it or not at all."
     for apply in (lambda m, o: None, lambda m, o: m.apply()):
@@ -487,6 +533,38 @@ def test_memory_survives_a_file(name): assert check_resume(ZOO[name], *F64)['how
 
 @pytest.mark.parametrize('name', ['InList', 'InDeque', 'InTuple', 'OnParameter', 'Beside', 'Matrix', 'Rotated', 'Coded', 'Around'])
 def test_any_container_survives_a_file(name): assert check_resume(MINE[name], *F64)['how']=='same bits'
+
+class Named(Own):
+    "Keeps things that a file cannot hold as they are: a device, a type, a weight, a view of it, its address, an array, a generator."
+    def __init__(self, params, lr=.02):
+        super().__init__(params, lr)
+        self.where,self.kind,self.order,self.turn = torch.device('cpu'),torch.float64,torch.contiguous_format,complex(1, 2)
+        self.noise,self.weights,self.by_address = torch.Generator().manual_seed(3),{},{}
+    def move(self, p, s):
+        self.weights.setdefault(p, [p, p.detach().view(-1)[::2]])
+        self.by_address.setdefault((p.data_ptr(), p.numel()), np.arange(3.))
+        s['m'] = blend(s.get('m', torch.zeros_like(p, dtype=self.kind, device=self.where)).clone(memory_format=self.order), p.grad)
+        own,half = self.weights[p]
+        assert own is p and self.turn==complex(1, 2)
+        half.sub_(1e-3*torch.rand(half.shape, generator=self.noise)*self.by_address[p.data_ptr(), p.numel()][1])
+        return s['m']
+
+def test_references_survive_a_file():
+    "What is the weight itself, or a view of it, is one of the new weight."
+    assert check_resume(Entry('', lambda net: Named(net.parameters())), *F64)['how']=='same bits'
+
+def test_a_reference_out_of_bounds_is_refused():
+    t = zoo.begin(Entry('', lambda net: Named(net.parameters())), *F64).step(2)
+    state = memory_state(t.opt)
+    for at,wrong in (('@parameter', {'@parameter':99}), ('@view', {'@view':0, '@size':[9999], '@stride':[1], '@from':0}), ('@torch', {'@torch':'load'}),
+                     ('@view', {'@view':0, '@size':[2], '@stride':[-1], '@from':0}), ('@parameter', {'@parameter':'a'})):
+        bad = copy.deepcopy(state)
+        def put(o):
+            for k,v in (o.items() if isinstance(o, dict) else enumerate(o) if isinstance(o, (list, tuple)) else ()):
+                if isinstance(v, dict) and at in v and not isinstance(o, tuple): o[k] = wrong
+                else: put(v)
+        put(bad)
+        with pytest.raises(ValueError): load_memory(t.opt, bad)
 
 def test_a_memory_that_no_file_holds_is_refused():
     with pytest.raises(Unreadable, match='SimpleNamespace cannot be stored'): check_or_raise(MINE['InObject'])
