@@ -363,9 +363,9 @@ def _set(self:Masks, nm, units, n):
 @patch
 def _set_all(self:Masks, chosen):
     for nm,(units,n) in chosen.items(): self._set(nm, units, n)
+    if not self.upheld: self.n_steps = 0
     tensors = self.params | {o:p for ps in self.followers.values() for o,p in ps.items()}
     self.upheld,self.pending = [(nm, tensors[nm], mask) for nm,mask in self.masks.items()],True
-    self.n_steps = 0
     return self
 
 @patch
@@ -418,9 +418,11 @@ def _shares(pairs, n):
     return shares
 
 def _clear(pairs):
-    bits = [(t.detach().view(INTS[t.element_size()]), m.view(torch.uint8)) for t,m in pairs]
+    bytes_of = {id(m):m.view(torch.uint8) for _,m in pairs} # a mask serves a weight and its state
+    bits = [(t.detach().view(INTS[t.element_size()]), bytes_of[id(m)]) for t,m in pairs]
     if any(t.device.type!='cpu' for t,_ in bits): return torch._foreach_mul_([t for t,_ in bits], [m for _,m in bits])
-    work,n = [(t.numpy(), m.numpy()) for t,m in bits],torch.get_num_threads()
+    arrays = {id(m):m.numpy() for m in bytes_of.values()}
+    work,n = [(t.numpy(), arrays[id(m)]) for t,m in bits],torch.get_num_threads()
     if n==1 or sum(t.size for t,_ in work)<2**18: return _multiply(work)
     first,*rest = _shares(work, n)
     with ThreadPoolExecutor(n-1) as pool:
@@ -586,7 +588,7 @@ def uphold(self:Masks,
 ):
     "Mask weights once more after a step, where the optimizer does not hold zeros."
     layout,self.n_steps = layout_of(optimizer),self.n_steps+1
-    due = self.n_steps & (self.n_steps-1)==0 # after 1, 2, 4, 8, ... steps with these masks
+    due = self.n_steps & (self.n_steps-1)==0 # after 1, 2, 4, 8, ... steps with masks
     if due and layout.holds and self._moved(): layout.holds = False # the trial was too short to see it
     if self.upheld and not layout.holds: self.apply(optimizer)
 

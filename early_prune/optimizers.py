@@ -69,7 +69,9 @@ def _leaves(
     "List every tensor of a container with the keys that lead to it."
     if isinstance(o, Tensor): yield path,o
     elif len(path)<6:
-        for k,v in _items(o): yield from _leaves(v, (*path, k))
+        for k,v in _items(o):
+            if type(v) is Tensor: yield (*path, k),v
+            else: yield from _leaves(v, (*path, k))
 
 def _with_leaves(
     o,             # What `_leaves` was asked about; changed in place where it can be
@@ -377,7 +379,7 @@ class Layout:
         self.tops = [ref(o) for o in (optimizer if isinstance(optimizer, _LISTS) else [optimizer])]
         self.memory,self.exact,self.with_closure,self.seeded = _Memory(optimizer),set(),False,False
         self.parts,self.attributes,self.listed,self.holds = {},[],False,False
-        self.renewed,self.rehearsed,self.tried = set(),False,False
+        self.renewed,self.rehearsed,self.tried,self.order = set(),False,False,[]
         if (key := self._key()) in _FOUND: self._recall(*_FOUND[key])
         else:
             self._try()
@@ -549,6 +551,7 @@ def _fills_up(table):
 
 # %% ../nbs/03b_optimizers.ipynb #c7d044ac
 def _fits(t, part, p):
+    if t.shape==p.shape and part.axes==tuple((d,) for d in range(t.ndim)): return _like(t)==part.like
     sizes = [n if run is None else prod(p.shape[d] for d in run) for n,run in zip(t.shape, part.axes)]
     return _like(t)==part.like and sizes==list(t.shape)
 
@@ -569,7 +572,7 @@ def _where(self:Layout, params):
     for p,*o in self.memory.lists() if self.listed else (): beside.setdefault(id(p), []).append(o)
     tables = [(place, table, self.memory.key_of(table)) for place,table in self.memory.tables()]
     for p in params:
-        at = [(place, table, key_of(p)) for place,table,key_of in tables if key_of(p) in table]
+        at = [(place, table, key) for place,table,key_of in tables if (key := key_of(p)) in table]
         at += [(('attribute', nm), vars(p), nm) for nm in self.attributes if nm in vars(p)]
         yield p,[*at, *beside.get(id(p), ())]
 
@@ -622,8 +625,11 @@ def _covers(self:Layout,
     "Say whether the parameters are those of the trial."
     tops = list(optimizer) if isinstance(optimizer, _LISTS) else [optimizer]
     if len(tops)!=len(self.tops) or any(o is not r() for o,r in zip(tops, self.tops)): return False
-    now = [p for o in self.memory.optimizers for g in o.param_groups for p in g['params']]
-    return all(id(p) in self.parts for p in now) and len({*map(id, now)})==len(self.parts)
+    now = [id(p) for o in self.memory.optimizers for g in o.param_groups for p in g['params']]
+    if now==self.order: return True
+    if {*now}!=self.parts.keys(): return False
+    self.order = now # the same, in other groups
+    return True
 
 def layout_of(
     optimizer, # Optimizer, a wrapper that holds one, or a list of them
