@@ -16,13 +16,14 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, fields
 from html import escape
 from io import StringIO
 from itertools import product
 from pathlib import Path
+from uuid import uuid4
 
 import fastai
 import matplotlib.pyplot as plt
@@ -40,7 +41,8 @@ from fastcore.basics import patch
 from fastcore.foundation import L
 from fastprogress.fastprogress import progress_bar
 from filelock import BaseFileLock, FileLock, Timeout
-from joblib import Parallel, delayed
+from joblib import Parallel, delayed, register_parallel_backend
+from joblib.parallel import BACKENDS, get_active_backend
 from scipy import stats
 
 from .callbacks import EarlyPruneCallback, SparsifyCallback
@@ -555,8 +557,27 @@ def plot_curves(self:Comparison,
 _FAILURES = (ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, OSError, RuntimeError,
              TypeError, ValueError)
 
-def _train_claimed(run, results):
+class _ParentGone(Exception): pass
+
+def _check_parent(path): # whose lock ends with it, on any machine that sees the file
+    if path is None: return
+    lock = FileLock(path)
+    try: lock.acquire(timeout=0)
+    except Timeout: return
+    lock.release()
+    raise _ParentGone('the process that asked for this training has ended')
+
+class _WhileAsked(Callback):
+    order = -50
+    def __init__(self, parent): self.parent,self.next = parent,0
+    def before_batch(self):
+        if self.parent is None or time.monotonic()<self.next: return
+        _check_parent(self.parent)
+        self.next = time.monotonic()+1
+
+def _train_claimed(run, results, parent):
     learn = make_learner(run)
+    learn.add_cb(_WhileAsked(parent))
     try:
         with learn.no_bar(), learn.no_logging(), warnings.catch_warnings():
             warnings.filterwarnings('ignore', message='Nothing was cut') # the record says it: `cut_at` is None
@@ -566,13 +587,20 @@ def _train_claimed(run, results):
         record = asdict(run) | dict(key=run.key, error=f'{type(e).__name__}: {said}') | conditions(learn.dls.device)
     results.add(record)
 
-def _train_one(run, path, wait, alone):
-    if not alone: torch.set_num_threads(1)
+def _train_one(run, path, wait, parent):
+    if parent is not None: torch.set_num_threads(1)
     results = Results(path)
+    claim,done = results.claim(run.key),False
     try:
-        with results.claim(run.key).acquire(timeout=-1 if wait else 0):
-            if run.key not in results.finished(): _train_claimed(run, results)
-    except Timeout: return None
+        while not done:
+            try:
+                with claim.acquire(timeout=1 if wait else 0):
+                    if run.key not in results.finished(): _train_claimed(run, results, parent)
+                    done = True
+            except Timeout:
+                if not wait: return None
+                _check_parent(parent)
+    except _ParentGone: return None
     return run.key
 
 # %% ../nbs/15_compare.ipynb #36fa443f
@@ -584,6 +612,32 @@ def read_runs(
     wanted,results = {run.key:i for i,run in enumerate(runs)},Results(path)
     def chosen(records): return sorted((r for r in records if r['key'] in wanted), key=lambda r: wanted[r['key']])
     return Comparison(chosen(results.finished().values()), chosen(results.failed()), len(wanted))
+
+@contextmanager
+def _asking(path, n_jobs): # workers watch a lock that their parent holds
+    backend,_ = get_active_backend()
+    if n_jobs==1 and type(backend).__module__.startswith('joblib.'):
+        yield None
+        return
+    lock = Results(path).claim(f'parent {uuid4().hex}')
+    with lock:
+        try: yield str(Path(lock.lock_file).absolute())
+        finally: Path(lock.lock_file).unlink(missing_ok=True)
+
+def _in_parallel(jobs, n_jobs, show_progress):
+    backend,_ = get_active_backend()
+    if not backend.supports_return_generator:
+        said = f'{type(backend).__name__} tells of no single training: all {len(jobs)} come together, without a bar'
+        if show_progress: warnings.warn(said, stacklevel=4)
+        return set(Parallel(n_jobs)(jobs))
+    found = Parallel(n_jobs, return_as='generator_unordered')(jobs)
+    return set(progress_bar(found, total=len(jobs)) if show_progress else found)
+
+def _ray(**kwargs):
+    from ray.util.joblib.ray_backend import RayBackend
+    return RayBackend(**kwargs)
+
+if 'ray' not in BACKENDS: register_parallel_backend('ray', _ray) # so that its name is enough
 
 def train_runs(
     runs:list,               # `Run`s
@@ -597,9 +651,9 @@ def train_runs(
     missing = [run for run in runs if run.key not in done]
     for wait in (False, True):
         if not missing: break
-        jobs = (delayed(_train_one)(run, path, wait, n_jobs==1) for run in missing)
-        found = Parallel(n_jobs, return_as='generator_unordered')(jobs)
-        settled = set(progress_bar(found, total=len(missing)) if show_progress else found)
+        with _asking(path, n_jobs) as parent:
+            jobs = [delayed(_train_one)(run, path, wait, parent) for run in missing]
+            settled = _in_parallel(jobs, n_jobs, show_progress)
         missing = [run for run in missing if run.key not in settled]
     comparison = read_runs(runs, path)
     if n := len(comparison.failures):
