@@ -528,6 +528,8 @@ def _begin_reading(f):
     return _parse(text, size-8-n)
 
 def _read_numbers(f, meta, entries):
+    if 'check' not in meta: raise ValueError('it has no checksum, as files of early versions: build the network or '
+                                             'learner there, and write it again with this version')
     check,tensors = _check_of_text(meta, entries),{}
     for nm,(dtype,shape) in entries.items():
         tensors[nm] = torch.empty(shape, dtype=DTYPES[dtype])

@@ -18,6 +18,7 @@ from fastai.metrics import accuracy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from safetensors.torch import save_file
 
 from early_prune import checkpoint, surgery
 from early_prune.callbacks import SparsifyCallback
@@ -154,6 +155,12 @@ def test_a_truncated_file_says_so(tmp_path, name):
         path.write_bytes(whole[:left])
         with pytest.raises(ValueError, match='truncated') as e: read(path)
         assert path.name in str(e.value)
+
+def test_a_file_of_an_early_version_says_what_to_do(tmp_path):
+    "It has no checksum, and everything else is right."
+    path = tmp_path/'x.safetensors'
+    save_file(small_cnn().state_dict(), path, dict(format=surgery.FORMAT, early_prune='{}'))
+    with pytest.raises(ValueError, match='x.safetensors .*it has no checksum, as files of early versions: .*write it again'): load(small_cnn, path)
 
 def test_a_truncated_archive_says_so(tmp_path):
     "The archive of CIFAR, as a broken download leaves it, before anything is downloaded again."
