@@ -3,8 +3,13 @@ import copy
 import gc
 import json
 import random
+import signal
+import subprocess
+import sys
+import time
 from collections import deque
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from weakref import ref
 
@@ -23,6 +28,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from early_prune import optimizers
 from early_prune.callbacks import EarlyPruneCallback, SparsifyCallback
+from early_prune.checkpoint import read_state
 from early_prune.criteria import gradient, magnitude
 from early_prune.data import digits
 from early_prune.dependency import trace
@@ -565,6 +571,26 @@ def test_a_reference_out_of_bounds_is_refused():
                 else: put(v)
         put(bad)
         with pytest.raises(ValueError): load_memory(t.opt, bad)
+
+@pytest.mark.slow
+def test_killed_and_resumed(tmp_path):
+    "A process is killed while it trains twelve optimizers with strange memories; another goes on, to the same bits."
+    whole,broken = tmp_path/'whole',tmp_path/'broken'
+    program = [sys.executable, str(Path(__file__).with_name('kill_optimizers.py'))]
+    for o in (whole, broken): o.mkdir()
+    subprocess.run([*program, str(whole), '14'], check=True)
+    process = subprocess.Popen([*program, str(broken), '14', 'slowly'])
+    while len(list(broken.glob('*.safetensors')))<12 or read_state(next(broken.glob('*.safetensors')))['n']<5:
+        assert process.poll() is None
+        time.sleep(.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait()==-signal.SIGKILL
+    at = [read_state(p)['n'] for p in broken.glob('*.safetensors')]
+    assert len(at)==12 and 4<=min(at) and max(at)<14
+    subprocess.run([*program, str(broken), '14'], check=True)
+    for p in whole.glob('*.safetensors'):
+        a,b = read_state(p),read_state(broken/p.name)
+        assert a['n']==b['n']==14 and all(torch.equal(t, b['net'][nm]) for nm,t in a['net'].items()), p.stem
 
 def test_a_memory_that_no_file_holds_is_refused():
     with pytest.raises(Unreadable, match='SimpleNamespace cannot be stored'): check_or_raise(MINE['InObject'])
