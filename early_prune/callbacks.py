@@ -32,7 +32,7 @@ from matplotlib.colors import ListedColormap
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from .core import check_sparsity
+from .core import _batch_size, _first_items, check_sparsity
 from .criteria import AtInit, magnitude, random_scores, rms_magnitude
 from .dependency import Groups, _all_tensors, plain, trace
 from .distributions import uniform
@@ -518,7 +518,7 @@ def _respect(self:EarlyPruneCallback, floors):
 
 @patch
 def _two_images(self:EarlyPruneCallback):
-    return tuple(o[:2].as_subclass(Tensor) if isinstance(o, Tensor) else o for o in _example(self.dls))
+    return _first_items(tuple(_example(self.dls)), 2)
 
 @patch
 def remember(self:EarlyPruneCallback,
@@ -588,7 +588,7 @@ def _alive(self:EarlyPruneCallback):
 @patch
 def _flops(self:EarlyPruneCallback):
     everyone = np.ones(self.groups.n_neurons, bool)
-    return Flops(.5).meter(self.groups, self.model, self.inputs)(everyone)/len(self.inputs[0])
+    return Flops(.5).meter(self.groups, self.model, self.inputs)(everyone)/_batch_size(self.inputs)
 
 # %% ../nbs/12_callbacks.ipynb #c9336ced
 @patch
@@ -652,7 +652,7 @@ def before_batch(self:EarlyPruneCallback):
     "Cut when a cut is due."
     due = not self.asleep and self.due and round(self.pct_train*self._n_batches())>=self.due[0][0]
     if due and getattr(self.criterion, 'n', 1): self._cut_next()
-    self.images += len(self.xb[0])
+    self.images += _batch_size(self.xb)
 
 @patch
 def _cut_next(self:EarlyPruneCallback):

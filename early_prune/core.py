@@ -13,6 +13,7 @@ import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, MappingView, Set
 from contextlib import contextmanager
+from copy import deepcopy
 from difflib import get_close_matches
 from dataclasses import asdict, dataclass
 from enum import Enum
@@ -28,10 +29,14 @@ import torch
 from torch import nn, Tensor
 from torch.func import functional_call
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils.flop_counter import FlopCounterMode
 
 # %% ../nbs/00_core.ipynb #8b71533f
 LINEAR_MAPS = (nn.Linear, _ConvNd, nn.MultiheadAttention, nn.RNNBase)
+
+def _weight_norms(m): # `{weight: its gain}`, which is as long as its filters are and no weight itself
+    return {f'{h.name}_v':f'{h.name}_g' for h in m._forward_pre_hooks.values() if isinstance(h, WeightNorm)}
 
 def prunable(
     model:nn.Module,         # Any network; unchanged
@@ -43,8 +48,8 @@ def prunable(
     names = {o for o in ignore if isinstance(o, str)}
     dense = {m for o in ignore if isinstance(o, nn.Module) for m in o.modules()}
     layers = {nm:m for nm,m in model.named_modules() if isinstance(m, types) and m not in dense}
-    found = {f'{layer}.{nm}'.lstrip('.'):p for layer,m in layers.items()
-             for nm,p in m.named_parameters(recurse=False) if p.ndim>1 and 'bias' not in nm}
+    found = {f'{layer}.{nm}'.lstrip('.'):p for layer,m in layers.items() for nm,p in m.named_parameters(recurse=False)
+             if p.ndim>1 and 'bias' not in nm and nm not in _weight_norms(m).values()}
     below = {o:{id(p) for nm,p in model.named_parameters(remove_duplicate=False) if f'{nm}.'.startswith(f'{o}.')}
              for o in names}
     if unknown := sorted(o for o in names if not below[o]):
@@ -163,16 +168,27 @@ def tensors_in(
         else: todo += [(path+part, v) for part,v in reversed(_inside(o, path).items())]
     return found
 
+def _replaced(tree, f): # the same containers and objects, with `f(tensor)` for each tensor
+    return deepcopy(tree, {id(t):f(t) for t in tensors_in(tree).values()})
+
+def _without_numbers(tree): return _replaced(tree, lambda t: torch.empty_like(t, device='meta'))
+
+def _batch_size(tree): return next((len(t) for t in tensors_in(tree).values() if t.ndim), 1)
+
+def _first_items(tree, n): # what is not as long as the batch is shared by its items
+    size = _batch_size(tree)
+    return _replaced(tree, lambda t: t[:n].as_subclass(Tensor) if t.ndim and len(t)==size else t)
+
 # %% ../nbs/00_core.ipynb #cce972d8
 def layer_flops(
     model:nn.Module, # Any network; unchanged
-    *inputs:Tensor,  # Example inputs, `(bs, ...)`; values do not matter
+    *inputs,         # Example inputs as `model` takes them; values do not matter
+    **named,         # Inputs that `model` takes by name
 )->dict:             # `{module name: FLOPs}`; `''` is the whole network
     "Count the FLOPs of one forward pass, module by module, without doing the arithmetic."
-    meta = lambda t: torch.empty_like(t, device='meta')
-    state = {nm:meta(t) for nm,t in [*model.named_parameters(), *model.named_buffers()]}
-    counter = FlopCounterMode(display=False)
-    with evaluating(model), torch.no_grad(), counter: call_with(model, state, *map(meta, inputs))
+    state = _without_numbers(dict([*model.named_parameters(), *model.named_buffers()]))
+    (inputs,named),counter = _without_numbers((inputs, named)),FlopCounterMode(display=False)
+    with evaluating(model), torch.no_grad(), counter: call_with(model, state, *inputs, **named)
     counts = {nm.partition('.')[2]:sum(c.values()) for nm,c in counter.get_flop_counts().items() if nm!='Global'}
     return {nm:counts.get(nm, 0) for nm,_ in model.named_modules()}
 
@@ -196,15 +212,16 @@ class Cost:
 # %% ../nbs/00_core.ipynb #6ec4ca02
 def layer_table(
     model:nn.Module, # Any network; unchanged
-    *inputs:Tensor,  # Example inputs, `(bs, ...)`; without them the FLOPs columns are left out
+    *inputs,         # Example inputs as `model` takes them; without any the FLOPs columns are left out
+    **named,         # Inputs that `model` takes by name
 )->pd.DataFrame:     # One row for each prunable weight: shape, weights, kept, sparsity, flops, sparse_flops
     "List the prunable weights of `model` with what they hold and cost."
     params = prunable(model)
     rows = [(tuple(p.shape), p.numel(), p.detach().count_nonzero().item()) for p in params.values()]
     table = pd.DataFrame(rows, index=list(params), columns=['shape', 'weights', 'kept'])
     table['sparsity'] = 1 - table.kept/table.weights
-    if inputs:
-        flops = layer_flops(model, *inputs)
+    if inputs or named:
+        flops = layer_flops(model, *inputs, **named)
         table['flops'] = [flops[nm.rpartition('.')[0]] for nm in params]
         table['sparse_flops'] = (table.flops * (1-table.sparsity)).round().astype(int)
     return table
@@ -212,12 +229,13 @@ def layer_table(
 # %% ../nbs/00_core.ipynb #0dd5623f
 def cost(
     model:nn.Module, # Any network; unchanged
-    *inputs:Tensor,  # Example inputs, `(bs, ...)`
+    *inputs,         # Example inputs as `model` takes them, of any structure
+    **named,         # Inputs that `model` takes by name
 )->Cost:             # Sizes and FLOPs
     "Measure what `model` costs on `inputs`, dense and with its zeros left out."
-    if not inputs: raise ValueError('`cost` needs example inputs to count FLOPs')
-    table,maskable,params = layer_table(model, *inputs),prunable(model),list(model.parameters())
-    flops,saved = layer_flops(model, *inputs)[''],int((table.flops-table.sparse_flops).sum())
+    if not (inputs or named): raise ValueError('`cost` needs example inputs to count FLOPs')
+    table,maskable,params = layer_table(model, *inputs, **named),prunable(model),list(model.parameters())
+    flops,saved = layer_flops(model, *inputs, **named)[''],int((table.flops-table.sparse_flops).sum())
     full = sum(t.numel()*t.element_size() for t in [*params, *model.buffers()])
     zeros = [(n-k)*p.element_size() - n/8 for p,n,k in zip(maskable.values(), table.weights, table.kept)]
     return Cost(params=sum(p.numel() for p in params), nonzeros=sum(p.count_nonzero().item() for p in params),
@@ -227,12 +245,13 @@ def cost(
 # %% ../nbs/00_core.ipynb #c095df26
 def latency(
     model:nn.Module,      # Network on the device to measure; unchanged
-    *inputs:Tensor,       # Example inputs on the same device, `(bs, ...)`
+    *inputs,              # Example inputs as `model` takes them, on the same device
     seconds:float=.2,     # Least time spent measuring
     threads:int|None=None,# CPU threads; `None`: as PyTorch is set
+    **named,              # Inputs that `model` takes by name
 )->float:                 # Milliseconds of one forward pass in evaluation mode, median
     "Time one forward pass of `model`."
     from torch.utils.benchmark import Timer
-    timer = Timer('model(*inputs)', globals=dict(model=model, inputs=inputs),
+    timer = Timer('model(*inputs, **named)', globals=dict(model=model, inputs=inputs, named=named),
                   num_threads=threads or torch.get_num_threads())
     with evaluating(model), torch.inference_mode(): return timer.blocked_autorange(min_run_time=seconds).median*1e3

@@ -34,7 +34,9 @@ def rms_magnitude(
 
 # %% ../nbs/03_criteria.ipynb #b3ece07e
 def _grad(p, name):
-    if p.grad is None: raise ValueError(f'`{name}` needs gradients: call `loss.backward()` first')
+    frozen = 'weights are frozen (`requires_grad=False`): unfreeze them, or choose a criterion without gradients'
+    first = 'call `loss.backward()` first' if p.requires_grad else frozen
+    if p.grad is None: raise ValueError(f'`{name}` needs gradients: {first}')
     return p.grad.detach().float()
 
 def gradient(

@@ -35,7 +35,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.nn.parameter import UninitializedTensorMixin
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torchvision.models.maxvit import RelativePositionalMultiHeadAttention
 from torchvision.models.swin_transformer import ShiftedWindowAttention, ShiftedWindowAttentionV2
@@ -43,7 +43,10 @@ from torchvision.models.swin_transformer import ShiftedWindowAttention, ShiftedW
 from .core import _slots, call_with, evaluating, tensors_in
 
 # %% ../nbs/08_dependency.ipynb #44e4dd79
-def _varies(dye): return {i for i,n in enumerate(dye.shape) if n>1}
+@lru_cache(10_000)
+def _wide(shape): return frozenset(i for i,n in enumerate(shape) if n>1)
+
+def _varies(dye): return _wide(dye.shape)
 
 def _first(dye, dims): return dye[tuple(slice(0, 1) if i in dims else slice(None) for i in range(dye.ndim))]
 
@@ -93,11 +96,32 @@ def _written(places, args, kwargs): return _tensors([args[i] if i<len(args) else
 
 def _storage(t): return t.untyped_storage()._cdata if t.layout==torch.strided else id(t)
 
-def _sizes_of(t, dyes):
+def _sizes_of(shape, dyes):
     coloured = set().union(*map(_varies, dyes))
-    return tuple(-1 if i in coloured else n for i,n in enumerate(t.shape))
+    return tuple(-1 if i in coloured else n for i,n in enumerate(shape))
 
 def _same_dyes(dyes): return tuple((d.__array_interface__['data'][0], d.size) for d in dyes)
+
+class _Op(NamedTuple): # an operator that ran: where, with which numbers, what came out, and whose colours were near
+    path:str
+    name:str
+    numbers:list
+    made:list       # shape and dyes of each result
+    given:list      # dyes of each operand
+    summed:tuple    # dyes that the last matrix product has summed over
+    pointwise:bool
+
+    @property
+    def near(self): return *self.given,self.summed
+
+    def alike(self, other): # sizes without a colour do not depend on sizes with one
+        if self.name!=other.name or len(self.made)!=len(other.made): return False
+        return all(s==t or self._fits(s, t, dyes) for (s,dyes),(t,_) in zip(self.made, other.made))
+
+    def _fits(self, s, t, dyes): return len(s)==len(t) and all(n in (-1, m) for n,m in zip(_sizes_of(s, dyes), t))
+
+    def joins(self): # different colours, in one step that is no noise
+        return len(set(map(_same_dyes, self.given)))>self.pointwise and self.name.rstrip('_') not in NOISE
 
 def _digest(t):
     if t.layout!=torch.strided or not t.numel(): return t.layout,tuple(t.shape)
@@ -149,7 +173,7 @@ class Dyes(TorchDispatchMode):
     ):
         super().__init__()
         self.real,self.follows,self.home = real,follows or real,home
-        self.op,self.path,self.used,self.last,self.summed = '',[],set(),(),[]
+        self.op,self.path,self.used,self.last,self.summed = '',[],set(),(),()
         self.course,self.outputs,self.leaves,self.known = [],{},[],set()
         self.turned,self.memory,self.marked,self.held,self.spared = set(),_Memory(),[],{},set()
         self.ties,self.fixed,self.splits,self.counts,self.inexact,self.made,self.read = [],[],[],[],[],[],[]
@@ -193,10 +217,12 @@ class Dyes(TorchDispatchMode):
         self.last = ()
         if self.op in EMPTY: out.zero_() # nobody's numbers lie there, and not twice the same
         self.memory.made(_tensors(out), inputs)
-        if self.follows and any(map(self.of, inputs)):
-            if written: self.marked += inputs
-            self.follow(func, out, args, kwargs)
-            if self.real and self.op not in LAYOUT: self.note(pointwise, out, args, kwargs, inputs)
+        touched = any(getattr(t, 'touched', False) for t in inputs)
+        if touched and written: self.marked += inputs
+        if self.follows and any(map(self.of, inputs)): self.follow(func, out, args, kwargs)
+        if not touched: return out
+        for t in _tensors(out): t.touched = t.numel()>1
+        if self.op not in LAYOUT: self.note(pointwise, out, args, kwargs, inputs)
         return out
 
     def turn(self, targets, out):
@@ -218,11 +244,10 @@ class Dyes(TorchDispatchMode):
         if not self.real and 'norm' not in self.op:
             found += [None if self.of(t) else _digest(t) for t in inputs if not t.is_meta]
         if self.op=='native_group_norm': found.append(_Grouped(args[6], args[4]//args[6]))
-        near = [d.ravel() for t in inputs for d in self.of(t)] + self.summed if self.follows else ()
-        several = len({_same_dyes(self.of(t)) for t in inputs if self.of(t)})>pointwise
-        joint = several and self.op.rstrip('_') not in NOISE
-        sizes = [_sizes_of(t, self.of(t)) if self.follows else tuple(t.shape) for t in _tensors(out)]
-        self.course.append((self.path[-1][0] if self.path else '', self.op, found, sizes, near, joint))
+        made = [(tuple(t.shape), self.of(t)) for t in _tensors(out)]
+        given = [dyes for t in inputs if (dyes := self.of(t))]
+        path = self.path[-1][0] if self.path else ''
+        self.course.append(_Op(path, self.op, found, made, given, self.summed, pointwise))
 
     def shape_of(self, args, inputs):
         "What an operator returns whose shape is known without asking it; `None` if it must be asked."
@@ -352,11 +377,11 @@ def line(self:Dyes,
     only=True,    # Fix dyes that vary elsewhere
 )->np.ndarray:    # Colours, `(t.shape[dim],)`; zeros where there is no colour
     "Read the colours of an operand along one dimension."
-    found,dim = np.zeros(t.shape[dim], np.int64),dim%t.ndim
+    found,dim = None,dim%t.ndim
     for d in self.of(t):
         if _varies(d)=={dim}: found = d.ravel()
         elif only: self.fix(f'`{self.op}` works along it', d)
-    return found
+    return np.zeros(t.shape[dim], np.int64) if found is None else found
 
 @patch
 def meet(self:Dyes,
@@ -399,6 +424,9 @@ def integers(self:Dyes,
     if module not in self.held: self.held[module] = {} if _of_torch(module) else _integers(module)
     return self.held[module]
 
+def _repeats(colours, n): # several rounds of the same n
+    return len(colours)==n or len(colours)%n==0 and (colours.reshape(-1, n)==colours[:n]).all()
+
 @patch
 def count(self:Dyes,
     colours:np.ndarray, # Colours of the things that are counted; several rounds of them count once
@@ -409,7 +437,7 @@ def count(self:Dyes,
         for attr in attrs:
             n = getattr(module, attr, None)
             n = n[0] if isinstance(n, tuple) and len(n)==1 else n
-            if type(n) is int and n>0 and len(colours)%n==0 and (colours.reshape(-1, n)==colours[:n]).all():
+            if type(n) is int and n>0 and _repeats(colours, n):
                 self.counts.append((name, attr, colours[:n], True))
     for name,module in self.path[-2:]:
         for attr in self.integers(module).get(len(colours), ()): self.counts.append((name, attr, colours, False))
@@ -442,7 +470,7 @@ def contract(self:Dyes,
     left = (*a.shape, 1),[d[..., None] for d in self.of(a)]
     right = (*b.shape[:-2], 1, *b.shape[-2:]),[d[..., None, :, :] for d in self.of(b)]
     k = a.ndim-1
-    self.summed = [d.ravel() for d in self.of(a) if b.ndim>2 and k in _varies(d)]
+    self.summed = tuple(d for d in self.of(a) if b.ndim>2 and k in _varies(d))
     self.sum_silence(a, b, [d for d in self.of(a) if k in _varies(d)])
     return [self.tie_along(d, {k}).squeeze(k) for d in self.meet(left, right) if _varies(d)!={k}]
 
@@ -519,9 +547,7 @@ def batch_norm(dyes, out, x, *params, **kwargs):
     "Batch norm: scale, shift and statistics belong to their channel"
     xs = dyes.line(x, 1)
     dyes.count(xs, 'num_features')
-    for p in _tensors((params, kwargs)):
-        dyes.tie(xs, dyes.line(p, 0))
-        dyes.count(dyes.line(p, 0), 'num_features')
+    for p in _tensors((params, kwargs)): dyes.tie(xs, dyes.line(p, 0))
     dyes.pour(out[0], [_laid(xs, 1, x.ndim)])
 
 @rule('native_layer_norm', '_fused_rms_norm')
@@ -1153,7 +1179,13 @@ def _contradictions(dyes, group_of):
     return bad
 
 # %% ../nbs/08_dependency.ipynb #ef9d2af4
-def _all_tensors(model): return dict(model.named_parameters()) | dict(model.named_buffers())
+def _all_tensors(model):
+    params,buffers = {},{} # a tensor in several places goes by the name of the first
+    for path,m in model.named_modules():
+        for found,held in ((params, m._parameters), (buffers, m._buffers)):
+            for nm,t in held.items():
+                if t is not None: found.setdefault(id(t), (f'{path}.{nm}'.lstrip('.'), t))
+    return dict([*params.values(), *buffers.values()])
 
 def _resized(model, slots, times, real): # all with numbers, none, or those of some names
     def _has_numbers(nm): return real if isinstance(real, bool) else nm in real
@@ -1267,8 +1299,8 @@ def _times(groups, turns, real=False):
     times,sizes,seen = np.ones(groups.n_neurons+1, np.int64),np.bincount(groups.group_of),Counter()
     for g,turn in sorted(turns.items()):
         n,start = int(sizes[g]),np.searchsorted(groups.group_of, g)
-        less = 1+(n//2+seen[n])%(n-1)
-        if turn and not real: times[start+n-less:start+n] = 0
+        left = 2+seen[n]%(n-2) if n>3 else n-1 # few, since a course may branch at any width, but a size of one is none
+        if turn and not real: times[start+left:start+n] = 0
         else: times[start] += n//8+1+seen[n]
         seen[n] += 1
     return times
@@ -1280,17 +1312,19 @@ class _Trials:
     def __init__(self, model, inputs, real):
         self.model,self.inputs,self.real = model,inputs,real
         self.noted,self.base,self.plain,self.trained,self.last,self.up,self.scaled = None,None,None,None,None,None,set()
-        self.leaves,self.stopped,self.contents = [],False,_Contents(model)
-        self.places = [(nm, d, n) for nm,t in _all_tensors(model).items() for d,n in enumerate(t.shape) if n>1]
+        self.leaves,self.stopped,self.contents,self.differs,self.pair = [],False,_Contents(model),real,inputs
+        self.tensors = _all_tensors(model)
+        self.places = [(nm, d, n) for nm,t in self.tensors.items() for d,n in enumerate(t.shape) if n>1]
         self.starts = np.cumsum([1, *(n for _,_,n in self.places)])
-        held = [*_all_tensors(model).values(), *tensors_in(inputs).values()]
+        held = [*self.tensors.values(), *tensors_in(inputs).values()]
         self.home = next((t.device for t in held if not t.is_meta), torch.device('cpu'))
 
     def coloured(self, inputs, calls=None, trains=False):
         "One run with a colour for each index."
         colours = {(nm, d):np.arange(a, a+n) for (nm,d,n),a in zip(self.places, self.starts)}
         dyes = calls.dyes if calls else Dyes(self.real, home=self.home)
-        tensors = _resized(self.model, {}, None, self.real or {nm for nm,_ in self.model.named_buffers()})
+        buffers = {nm for nm,t in self.tensors.items() if not isinstance(t, nn.Parameter)}
+        tensors = _resized(self.model, {}, None, self.real or buffers)
         _flow(self.model, inputs, tensors, colours, dyes, calls, trains, self.contents)
         self.leaves += dyes.leaves
         return dyes
@@ -1303,7 +1337,7 @@ class _Trials:
 
     def unused(self):
         "Whether the network has parameters that no run so far has used."
-        return not self.base.used>=dict(self.model.named_parameters()).keys()
+        return any(isinstance(t, nn.Parameter) and nm not in self.base.used for nm,t in self.tensors.items())
 
     def evaluate(self):
         "Add what a run in evaluation mode finds."
@@ -1315,6 +1349,7 @@ class _Trials:
         for inputs in (_twice(self.inputs), self.inputs):
             try: self.trained = self.coloured(inputs, trains=True)
             except STOPS: continue
+            self.pair = inputs
             return self.merge(self.trained)
 
     def merge(self, dyes):
@@ -1325,12 +1360,13 @@ class _Trials:
         self.base.known |= dyes.known
         self.base.spared |= dyes.spared
 
-    def trial(self, groups, turns, follows=True, trains=False):
+    def trial(self, groups, turns, follows=True, trains=False, inputs=None):
         "One run in which groups have other sizes."
         times,dyes = _times(groups, turns, self.real),Dyes(self.real, follows, self.home)
-        calls = _Calls(dyes, self.model, partial(self._stand_in, self._neurons(groups), times, dyes))
+        neuron_of = self._neurons(groups) if self.noted else None
+        calls = _Calls(dyes, self.model, partial(self._stand_in, neuron_of, times, dyes))
         colours = {place:np.repeat(mine+1, times[mine]) for place,mine in groups.slots.items()} if follows else {}
-        inputs,real = _twice(self.inputs) if trains else self.inputs,self.real or self.base.known
+        inputs,real = inputs or (self.pair if trains else self.inputs),self.real or self.base.known
         try:
             with warnings.catch_warnings(action='ignore'), groups.resized(self.model, times, real) as tensors:
                 _flow(self.model, inputs, tensors, colours, dyes, calls if self.noted else None, trains,
@@ -1343,7 +1379,6 @@ class _Trials:
 # %% ../nbs/08_dependency.ipynb #ed869e13
 @patch
 def _neurons(self:_Trials, groups):
-    if not self.noted: return None
     return np.concatenate([[-1], *(groups.slots.get((nm, d), np.full(n, -1)) for nm,d,n in self.places)])
 
 @patch
@@ -1359,18 +1394,32 @@ def _stand_in(self:_Trials, neuron_of, times, dyes, place):
 @patch
 def wrong(self:_Trials, groups):
     "Groups whose size the network does not let change, with the reason; empty if it passes all trials."
+    if self.passes_at_once(groups): return {}
     every = dict.fromkeys(range(len(groups)), 0)
     if bad := self.failing(groups, every): return bad
     self.up = self.last
     if self.real:
         numbers = _departures(self.up.course, self.plain.course)[1]
-        self.scaled = {int(groups.group_of[o-1]) for colours in numbers for c in colours for o in np.unique(c[c>0])}
+        self.scaled = _groups_near(groups, numbers)
     else:
         if bad := self.astray(groups): return bad
-        heads = dict.fromkeys(self.heads(groups), 1)
+        heads = dict.fromkeys(_split_off(groups, self.up), 1)
         if 0<len(heads)<len(groups) and (bad := self.failing(groups, heads)): return bad
     if self.trained and _joints(self.trained)-_joints(self.up): return self.failing(groups, every, trains=True)
     return {}
+
+@patch
+def passes_at_once(self:_Trials, groups):
+    "Whether a small network, in evaluation mode, takes the course of the first run; if so, no more is needed."
+    if self.differs: return False
+    first,inputs = (self.plain, self.inputs) if self.plain else (self.trained, self.pair)
+    pairs = np.flatnonzero(np.bincount(groups.group_of)==2) # of which one would be left, and have no colour
+    self.up,stops = self.trial(groups, {g:int(g not in pairs) for g in range(len(groups))}, inputs=inputs)
+    course = self.up.course
+    self.differs = bool(stops or _contradictions(self.up, groups.group_of)
+                        or any(_departures(course, _quiet(first.course, course)))
+                        or len(pairs) and any(self.departures(groups, pairs, inputs)))
+    return not self.differs
 
 @patch
 def failing(self:_Trials, groups, turns, trains=False):
@@ -1434,35 +1483,43 @@ def tried(self:_Trials, groups, bad, options):
 # %% ../nbs/08_dependency.ipynb #9500c12b
 def _by_place(course):
     calls = {}
-    for path,*rest in course: calls.setdefault(path, []).append(rest)
+    for op in course: calls.setdefault(op.path, []).append(op)
     return calls
 
-def _alike(a, b): # sizes without a colour do not depend on sizes with one
-    return a[0]==b[0] and all(len(s)==len(t) and all(n in (-1, m) for n,m in zip(s, t)) for s,t in zip(a[2], b[2]))
-
-def _departures(up, down):
+def _departures(one, other):
     "Where two runs take different courses, and where they calculate with different numbers: colours of the first run."
-    ways,numbers,other = [],[],_by_place(down)
-    for path,calls in _by_place(up).items():
-        for a,b in zip_longest(calls, other.get(path, [])):
-            if a is None or b is None or not _alike(a, b):
-                ways.append((a or calls[-1])[3])
+    ways,numbers,one,other = [],[],_by_place(one),_by_place(other)
+    for path in one | other:
+        for a,b in zip_longest(one.get(path, []), other.get(path, [])):
+            if a is None or b is None or not a.alike(b):
+                ways.append((a or b).near)
                 break
-            if not all(m is None or m==n for m,n in zip(a[1], b[1])): numbers.append(a[3])
+            if not all(m is None or n is None or m==n for m,n in zip(a.numbers, b.numbers)): numbers.append(a.near)
     return ways,numbers
 
+def _quiet(course, other): # without the modules that only here do anything, and no more than scale with noise
+    calls,there = _by_place(course),_by_place(other)
+    scales = lambda o: o.name.rstrip('_') in NOISE or o.pointwise and not o.joins()
+    noise = {path for path,ops in calls.items() if path not in there and all(map(scales, ops))}
+    return [o for o in course if o.path not in noise]
+
+def _groups_near(groups, places):
+    return {int(groups.group_of[o-1]) for near in places for dyes in near for d in dyes for o in np.unique(d[d>0])}
+
 @patch
-def departures(self:_Trials, groups, moved):
+def departures(self:_Trials, groups, moved, inputs=None):
     "Compare the first trial with one in which some groups have yet another size."
-    dyes,stops = self.trial(groups, dict.fromkeys(range(len(groups)), 0) | dict.fromkeys(moved, 1), follows=False)
+    turns = dict.fromkeys(range(len(groups)), 0) | dict.fromkeys(moved, 1)
+    dyes,stops = self.trial(groups, turns, follows=False, inputs=inputs)
     ways,numbers = _departures(self.up.course, dyes.course)
     return stops,ways,numbers
 
 @patch
 def accused(self:_Trials, groups, near, which):
-    "Groups that departures depend on: those whose colours are near, and others that depart without them."
-    found = {int(groups.group_of[o-1]) for colours in near for c in colours for o in np.unique(c[c>0])}
-    return found | self.guilty(groups, np.setdiff1d(np.arange(len(groups)), list(found)), which)
+    "Groups that departures depend on: of those whose colours are near and of the others, those that make them."
+    close = _groups_near(groups, near)
+    others = np.setdiff1d(np.arange(len(groups)), list(close))
+    return self.guilty(groups, np.array(sorted(close)), which) | self.guilty(groups, others, which) or close
 
 @patch
 def guilty(self:_Trials, groups, some, which):
@@ -1483,14 +1540,11 @@ def astray(self:_Trials, groups):
     self.scaled = self.accused(groups, numbers, 2) if numbers else set()
     return {}
 
-@patch
-def heads(self:_Trials, groups):
-    "Groups that a view splits off: they must be able to change alone."
-    dyes = [d for _,d in self.up.splits if len(_varies(d))>1]
-    return np.unique(groups.group_of[np.concatenate([np.zeros(0, int), *(d[d>0]-1 for d in dyes)])])
+def _split_off(groups, dyes): # what a view splits off must be able to change alone
+    found = np.concatenate([d.ravel() for _,d in dyes.splits if len(_varies(d))>1] or [np.zeros(0, int)])
+    return np.unique(groups.group_of[found[found>0]-1])
 
-def _joints(dyes):
-    return Counter((path, op) for path,op,*_,joint in dyes.course if joint and 'batch_norm' not in op)
+def _joints(dyes): return Counter((o.path, o.name) for o in dyes.course if 'batch_norm' not in o.name and o.joins())
 
 @patch
 def done(self:_Trials, groups):
@@ -1559,9 +1613,9 @@ class _Contents:
         seen,todo = {},[model]
         while todo:
             o = todo.pop()
-            if type(o) in _LEAVES or id(o) in seen: continue
+            if id(o) in seen: continue
             seen[id(o)] = o
-            todo += self.look(o)
+            todo += [v for v in self.look(o) if type(v) not in _LEAVES]
 
     def look(self, o):
         "Remember an object, and return what it holds."
@@ -1605,7 +1659,7 @@ class _Random:
     def __init__(self):
         self.states = [(random.setstate, random.getstate()), (np.random.set_state, np.random.get_state()),
                        (torch.set_rng_state, torch.get_rng_state())]
-        if torch.cuda.is_available() and torch.cuda.is_initialized():
+        if torch.cuda.is_initialized():
             self.states.append((torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all()))
 
     def put_back(self):
@@ -1623,10 +1677,15 @@ class _Home(TorchFunctionMode):
         if func in _WHERE and args[0].is_meta: return _WHERE[func](self.home)
         if func is Tensor.new_tensor and args[0].is_meta:
             return torch.tensor(*args[1:], **{'dtype':args[0].dtype, 'device':self.home} | (kwargs or {}))
+        if func in _RECURRENT and args[0].is_meta: # it asks where its first state is
+            with _disable_current_modes(): args = _each_tensor(_on_meta, args)
         return func(*args, **(kwargs or {}))
 
 _WHERE = {Tensor.device.__get__:lambda home: home, Tensor.is_meta.__get__:lambda home: False,
           Tensor.is_cpu.__get__:lambda home: home.type=='cpu', Tensor.is_cuda.__get__:lambda home: home.type=='cuda'}
+
+_RECURRENT = {torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu, torch.lstm_cell, torch.gru_cell,
+              torch.rnn_tanh_cell, torch.rnn_relu_cell}
 
 @contextmanager
 def _paths(model, dyes):
@@ -1652,7 +1711,7 @@ def leave(self:Dyes, out):
     except TypeError as e: raise _Unsearchable(str(e)) from e
     self.returned = found
     for path,t in found.items():
-        self.outputs[path] = _sizes_of(t, self.of(t)) if self.follows else tuple(t.shape)
+        self.outputs[path] = _sizes_of(t.shape, self.of(t)) if self.follows else tuple(t.shape)
         at = path.removeprefix('output')
         self.fix('it is an output of the network' + (f' ({at})' if '.' in at else ''), *self.of(t))
 
@@ -1661,7 +1720,7 @@ def _flow(model, inputs, tensors, colours, dyes, calls=None, trains=False, conte
     was = contents or _Contents(model),_Random()
     params = {nm for nm,_ in model.named_parameters()}
     for nm,t in tensors.items():
-        t.name_in_model,t.silent = nm,nm in params
+        t.name_in_model,t.silent,t.touched = nm,nm in params,t.numel()>1
         dyes.pour(t, [_laid(colours[nm, d], d, t.ndim) for d in range(t.ndim) if (nm, d) in colours])
     ready = [evaluating(model), headwise(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH)]
     try:
@@ -1675,7 +1734,7 @@ def _flow(model, inputs, tensors, colours, dyes, calls=None, trains=False, conte
         for o in (*was, dyes.memory): o.put_back()
         dyes.path.clear()
         for t in (*tensors.values(), *dyes.marked):
-            for nm in ('dyes', 'silent', 'name_in_model'): vars(t).pop(nm, None)
+            for nm in ('dyes', 'silent', 'name_in_model', 'touched'): vars(t).pop(nm, None)
     return dyes
 
 def _twice(inputs):

@@ -32,7 +32,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvTransposeNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from .core import LINEAR_MAPS, check_sparsity, evaluating, prunable
+from .core import LINEAR_MAPS, _weight_norms, check_sparsity, evaluating, prunable
 from .optimizers import ATOMS, _is_optimizer, layout_of
 
 # %% ../nbs/04_masks.ipynb #b893d6f0
@@ -252,7 +252,10 @@ class Masks:
         if not isinstance(granularity, Granularity):
             known = ', '.join(sorted(GRANULARITIES))
             raise TypeError(f'`granularity` is one of `GRANULARITIES` ({known}), got {granularity!r}')
-        turned = prunable(model, _ConvTransposeNd) if granularity.dims==1 else () # their filters are dimension 1
+        turned = set(prunable(model, _ConvTransposeNd) if granularity.dims==1 else ()) # their filters are dimension 1
+        layers = {nm:(model.get_submodule(nm.rpartition('.')[0]), nm.rpartition('.')[2]) for nm in found}
+        self.normed = {nm for nm,(m,own) in layers.items() if own in _weight_norms(m)} # divided by their length
+        turned |= self.normed if granularity.dims==1 else set() # a filter of zeros has no direction
         self.params = {nm:p for nm,p in found.items() if granularity.fits(p) and nm not in turned}
         self.skipped = [nm for nm in found if nm not in self.params]
         if not self.params:
@@ -281,7 +284,21 @@ def _units(self:Masks, nm):
 @patch
 def _unit_scores(self:Masks, nm, criterion):
     kept = self._units(nm) if self.n_kept[nm]<self.n_units[nm] else None
-    return self.granularity.protect(self.granularity.unit_scores(criterion(self.params[nm])), kept)
+    found = self.granularity.protect(self.granularity.unit_scores(criterion(self.params[nm])), kept)
+    return self._hold_filters(nm, found, kept)
+
+@patch
+def _hold_filters(self:Masks, nm, found, kept):
+    "Scores of units, infinite for the best of each filter that weight norm divides by its length."
+    if nm not in self.normed: return found
+    rows = (found if kept is None else torch.where(kept, found, -torch.inf)).flatten(1)
+    best = torch.zeros_like(rows, dtype=torch.bool).scatter_(1, rows.argmax(1, keepdim=True), True).view(found.shape)
+    return found.masked_fill(best, torch.inf)
+
+@patch
+def _least(self:Masks, nm):
+    "Fewest units that a layer keeps."
+    return max(n_keep(self.n_units[nm], 1, self.floor), len(self.params[nm]) if nm in self.normed else 0)
 
 # %% ../nbs/04_masks.ipynb #e5316a31
 @patch
@@ -292,7 +309,7 @@ def _pools(self:Masks, sparsity, names):
     if (most := max(map(check_sparsity, targets.values()))) > (limit := self.granularity.max_sparsity()):
         raise ValueError(f'`sparsity` of {self.granularity.name} units is at most {limit:g}, got {most:g}')
     quotas = {nm:n_keep(self.n_units[nm], s, 0) for nm,s in targets.items()}
-    least = {nm:n_keep(self.n_units[nm], 1, self.floor) for nm in targets}
+    least = {nm:self._least(nm) for nm in targets}
     k = sum(quotas.values()) if isinstance(sparsity, dict) else n_keep(sum(self.n_units[nm] for nm in targets), most, 0)
     if k<(need := sum(least.values())):
         raise ValueError(f'`sparsity` {most:g} leaves {k} units; the floors of {len(least)} layers need {need}')
@@ -321,7 +338,7 @@ def _choose(self:Masks, names, k, criterion):
 
 @patch
 def _shrink(self:Masks, names, n, criterion):
-    least = {nm:n_keep(self.n_units[nm], 1, self.floor) for nm in names}
+    least = {nm:self._least(nm) for nm in names}
     free = [nm for nm in names if self.n_kept[nm]>least[nm]]
     kept = {nm:self._units(nm) for nm in free if self.n_kept[nm]<self.n_units[nm]}
     scores = {nm:self._unit_scores(nm, criterion) for nm in free}
@@ -331,7 +348,7 @@ def _shrink(self:Masks, names, n, criterion):
 @patch
 def _grow(self:Masks, names, n, criterion):
     kept = {nm:self._units(nm) for nm in names if self.n_kept[nm]<self.n_units[nm]}
-    short = {nm:max(n_keep(self.n_units[nm], 1, self.floor)-self.n_kept[nm], 0) for nm in kept}
+    short = {nm:max(self._least(nm)-self.n_kept[nm], 0) for nm in kept}
     scores = {nm:self._unit_scores(nm, criterion) for nm in kept}
     masks,counts = select(scores, n, {nm:~m for nm,m in kept.items()}, short)
     return {nm:(m | masks[nm], self.n_kept[nm]+counts[nm]) for nm,m in kept.items()}

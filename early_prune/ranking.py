@@ -21,11 +21,10 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
-from .core import call_with, evaluating, latency
-from .criteria import magnitude, taylor
+from .core import _without_numbers, call_with, evaluating, latency
+from .criteria import _grad, magnitude, taylor
 from .dependency import Groups, headwise, plain
 from .regrowth import drop, regrow
 
@@ -53,7 +52,7 @@ def _device(model): return next(model.parameters()).device
 
 # %% ../nbs/09_ranking.ipynb #c0ee9711
 def _rows(p, dim):
-    rows = p.detach().movedim(dim, 0)
+    rows = p.detach().movedim(dim, 0).requires_grad_(p.requires_grad)
     rows.grad = None if p.grad is None else p.grad.detach().movedim(dim, 0)
     return rows
 
@@ -134,8 +133,7 @@ def taylor_bn(
     "Score neurons by the first-order change of the loss without their batch norm (Molchanov et al., 2019)."
     parts = []
     for m,mine in _norms(model, groups):
-        if m.weight.grad is None: raise ValueError('`taylor_bn` needs gradients: call `loss.backward()` first')
-        parts.append((m.weight.detach()*m.weight.grad + m.bias.detach()*m.bias.grad, mine))
+        parts.append((sum(p.detach()*_grad(p, 'taylor_bn') for p in (m.weight, m.bias)), mine))
     return _added(groups, parts, _device(model)).abs()
 
 # %% ../nbs/09_ranking.ipynb #fb95ee20
@@ -284,7 +282,7 @@ class Flops(Neurons):
         "Return a function from who stays to FLOPs."
         _needed('Flops', model, inputs)
         model,inputs = plain(model),tuple(inputs)
-        if not groups.real: inputs = tree_map_only(Tensor, lambda t: torch.empty_like(t, device='meta'), inputs)
+        if not groups.real: inputs = _without_numbers(inputs)
         def _count(stay):
             resized = groups.resized(model, np.append(stay, True), groups.real)
             with resized as tensors, evaluating(model), headwise(model), torch.no_grad():

@@ -15,9 +15,9 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor
 
-from .criteria import Running, gradient, magnitude, random_scores
+from .criteria import Running, _grad, gradient, magnitude, random_scores
 from .distributions import erk
-from .masks import Masks, n_keep, select, take_top
+from .masks import Masks, select, take_top
 from .schedules import Schedule, cosine
 
 # %% ../nbs/07_regrowth.ipynb #da89b450
@@ -42,9 +42,7 @@ def regrow(
     return mask | take_top(scores, n, ~mask)[0]
 
 # %% ../nbs/07_regrowth.ipynb #071fb466
-def _signed(p):
-    if p.grad is None: raise ValueError('`Momentum` needs gradients: call `loss.backward()` first')
-    return p.grad.detach().float()
+def _signed(p): return _grad(p, 'Momentum')
 
 class Momentum(Running):
     "Score each weight by its smoothed gradient, active or not (Dettmers & Zettlemoyer, 2019)."
@@ -82,9 +80,11 @@ def _swap_each(self:Masks, names, fraction, grow, drop, may_return):
     for nm in names:
         kept = self.n_kept[nm]
         n = round(fraction*kept) if may_return else min(round(fraction*kept), self.n_units[nm]-kept)
+        if nm in self.normed: n = min(n, kept-self._least(nm))
         if not n or kept==self.n_units[nm]: continue
         p,old = self.params[nm],self._units(nm)
-        left,bad[f'{nm} (drop)'] = take_top(self.granularity.unit_scores(drop(p)), kept-n, old)
+        scores = self._hold_filters(nm, self.granularity.unit_scores(drop(p)), old)
+        left,bad[f'{nm} (drop)'] = take_top(scores, kept-n, old)
         new,bad[f'{nm} (grow)'] = take_top(self.granularity.unit_scores(grow(p)), n, ~left if may_return else ~old)
         chosen[nm] = left | new,kept
     self._refuse_nan(bad)
@@ -93,11 +93,13 @@ def _swap_each(self:Masks, names, fraction, grow, drop, may_return):
 @patch
 def _swap_together(self:Masks, names, fraction, grow, drop, may_return):
     unit_scores = lambda criterion: {nm:self.granularity.unit_scores(criterion(self.params[nm])) for nm in names}
+    drops = {nm:self._hold_filters(nm, o, self._units(nm) if nm in self.masks else None)
+             for nm,o in unit_scores(drop).items()}
     kept,units = sum(self.n_kept[nm] for nm in names),sum(self.n_units[nm] for nm in names)
-    least = {nm:min(n_keep(self.n_units[nm], 1, self.floor), self.n_kept[nm]) for nm in names}
+    least = {nm:min(self._least(nm), self.n_kept[nm]) for nm in names}
     n = min(round(fraction*kept), kept-sum(least.values()), kept if may_return else units-kept)
     old = {nm:self._units(nm) for nm in names if self.n_kept[nm]<self.n_units[nm]}
-    left,n_left = select(unit_scores(drop), kept-n, old, least)
+    left,n_left = select(drops, kept-n, old, least)
     none = {nm:torch.zeros_like(left[nm]) for nm in names if nm not in old}
     away = {nm:~m for nm,m in left.items()} if may_return else {nm:~m for nm,m in old.items()} | none
     new,n_new = select(unit_scores(grow), n, away)

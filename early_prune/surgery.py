@@ -124,8 +124,10 @@ def cut(
     keep:dict,        # `{group name: indices that stay}`, as `rank` returns it
     optimizer=None,   # Optimizer, or a list of all, whose memory is cut with the weights; a wrapper is looked into
     extras:tuple=(),  # To cut alike: networks with the same parameter names, such as averages, tables of them, `Masks`
+    proof:tuple=None, # Real inputs of the network: `prove` the table first, and refuse what the proof finds inexact
 )->Groups:            # The table of the small network
     "Remove all neurons that are not in `keep`."
+    if proof is not None: groups = _proven(model, groups, keep, proof)
     masks,extras = ([o for o in extras if isinstance(o, Masks)==kind] for kind in (True, False))
     stay,mine = groups.stay(keep),_named(plain(model), groups)
     copies = copies_of({nm:mine[nm] for nm,_ in groups.slots}, [o for o in extras if plain(o) is not plain(model)])
@@ -271,6 +273,14 @@ def prove(
             for i,o in bad.items()}
     proven = frozenset() if math.isnan(far) else frozenset(rest) # nothing is proven by outputs without a number
     return replace(groups, inexact=groups.inexact | bad.keys(), proven=proven, seen=groups.seen | seen)
+
+def _proven(model, groups, keep, inputs):
+    found = prove(model, groups, *inputs)
+    less = {g.name for g in groups if g.name in keep and len(keep[g.name])<g.n}
+    new = found.inexact-groups.inexact
+    if wrong := [f'{g.name} ({found.seen[i]})' for i,g in enumerate(found) if i in new and g.name in less]:
+        raise ValueError(f'the network was not cut, since a cut of these groups is no mask of them: {", ".join(wrong)}')
+    return found
 
 # %% ../nbs/10_surgery.ipynb #f722cc01
 def mute_slices(

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -130,3 +131,26 @@ def test_a_tensor_is_found_once_and_circles_end():
 @pytest.mark.parametrize('o', [threading.Lock(), itertools.count(), object()], ids=str)
 def test_what_cannot_be_searched_is_refused(o):
     with pytest.raises(TypeError, match=type(o).__name__): tensors_in(SimpleNamespace(o=[o]), 'y')
+
+
+@dataclass
+class Question:
+    x:torch.Tensor
+    scale:torch.Tensor
+
+class Asked(nn.Module):
+    "Takes its input by place, by name, in a dictionary or in an object."
+    def __init__(self): super().__init__(); self.a,self.b = nn.Conv2d(3, 8, 3),nn.Linear(8, 2)
+    def forward(self, x=None, *, image=None):
+        x = image if x is None else x['x'] if isinstance(x, dict) else x.x if isinstance(x, Question) else x
+        return self.b(self.a(x).relu().mean((2, 3)))
+
+@pytest.mark.parametrize('way', ['dict', 'object', 'named'])
+def test_costs_of_inputs_of_any_structure(way):
+    "The same FLOPs as of the tensor alone, for any batch; nothing given is changed."
+    net,x = Asked(),torch.randn(5, 3, 6, 6)
+    given = dict(dict=[dict(x=x)], object=[Question(x, torch.ones(()))], named=[])[way]
+    named = dict(image=x) if way=='named' else {}
+    assert cost(net, *given, **named)==cost(net, x) and layer_flops(net, *given, **named)==layer_flops(net, x)
+    pd.testing.assert_frame_equal(layer_table(net, *given, **named), layer_table(net, x))
+    assert latency(net, *given, **named, seconds=.001)>0 and not x.is_meta

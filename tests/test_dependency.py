@@ -622,7 +622,8 @@ def test_a_buffer_that_reads_neurons(f, exact):
     assert [g.exact for g in groups] in ([exact], []) and (not len(groups) or torch.allclose(got, want)==exact)
 
 def narrow(limit, h): return h.relu() if h.shape[1]>=limit else h.tanh()
-COURSES = dict(wide=lambda h: narrow(32, h), middle=lambda h: narrow(20, h), over=lambda h: h.relu() if h.shape[1]<=32 else h.tanh(),
+COURSES = dict(wide=lambda h: narrow(32, h), middle=lambda h: narrow(20, h), low=lambda h: narrow(6, h),
+               only_narrow=lambda h: h if h.shape[1]>6 else h.tanh(),
                norm=lambda h: F.group_norm(h, 4 if h.shape[1]>=32 else 2) if h.shape[1]%4==0 else h)
 
 @pytest.mark.parametrize('way', COURSES)
@@ -630,6 +631,26 @@ def test_a_course_that_depends_on_a_width(way):
     net = Net(lambda m,x: m.o(m.b(COURSES[way](m.a(x))).relu()), a=nn.Linear(16, 32), b=nn.Linear(32, 24), o=nn.Linear(24, 5))
     groups = trace(net, torch.randn(4, 16))
     assert 'a' not in [g.name for g in groups if g.exact] and 'b' in [g.name for g in groups]
+
+def test_a_course_that_only_growing_changes_is_nothing_to_a_cut():
+    net = Net(lambda m,x: m.o(h.relu() if (h := m.a(x)).shape[1]<=32 else h.tanh()), a=nn.Linear(16, 32), o=nn.Linear(32, 5))
+    assert [g.name for g in trace(net, torch.randn(4, 16)) if g.exact]==['a']
+
+@pytest.mark.parametrize('kind', [nn.LSTM, nn.GRU, nn.RNN, nn.LSTMCell, nn.GRUCell, nn.RNNCell])
+def test_recurrent_layers_make_their_first_state(kind):
+    "Zeros that nobody has touched meet an input that has no numbers."
+    cell = kind.__name__.endswith('Cell')
+    def forward(m, x): h = m.r(m.a(x) if cell else m.a(x)[:, None].expand(-1, 3, -1)); return m.o(h[0] if isinstance(h, tuple) else h)
+    net = Net(forward, a=nn.Linear(6, 8), r=kind(8, 10, **({} if cell else dict(batch_first=True))), o=nn.Linear(10, 3))
+    groups = trace(net, torch.randn(4, 6))
+    assert {nm for g in groups for nm,_ in g.places} <= {nm for nm,_ in net.named_parameters()} and ('o.weight', 0) in groups.fixed
+
+class Extra(nn.Module):
+    def __init__(self): super().__init__(); self.a,self.o,self.extra = nn.Linear(16, 32),nn.Linear(32, 5),nn.Tanh()
+    def forward(self, x): return self.o(self.extra(h) if (h := self.a(x)).shape[1]<20 else h)
+
+def test_a_module_that_only_a_narrow_network_calls():
+    assert 'a' not in [g.name for g in trace(Extra(), torch.randn(4, 16)) if g.exact]
 
 def test_outputs_that_only_training_returns():
     def forward(m, x): h = m.a(x).relu(); y,z = m.o(m.b(h).relu()),m.aux(h); return (y, z) if m.training else y

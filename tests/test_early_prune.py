@@ -10,6 +10,8 @@ from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.schedule import Learner as _Learner  # noqa: F401  patches `fit_one_cycle`, `fine_tune`, `lr_find`
 from fastai.callback.tracker import EarlyStoppingCallback, SaveModelCallback
 from fastai.callback.training import GradientAccumulation
+from fastai.data.core import DataLoaders
+from fastai.data.load import DataLoader
 from fastai.learner import Learner
 from fastai.metrics import accuracy
 from fastai.optimizer import SGD, Adam, Lamb, Lookahead, OptimWrapper, RAdam
@@ -486,3 +488,20 @@ def test_masks_of_another_network_stay():
     before = {nm:m.clone() for nm,m in masks.masks.items()}
     learn.fit(3, 1e-2, cbs=early(at=1))
     assert learn.early_prune.done and all(masks[nm].equal(m) for nm,m in before.items())
+
+
+class Keyed(nn.Module):
+    "Takes a tensor, or a dictionary that holds it beside a table that all images share."
+    def __init__(self): super().__init__(); self.a,self.b,self.h = nn.Linear(6, 16),nn.Linear(16, 8),nn.Linear(8, 3)
+    def forward(self, x): return self.h(self.b(self.a(x['x'] if isinstance(x, dict) else x).relu()).relu())
+
+def test_batches_in_dictionaries_are_counted_as_tensors_are():
+    def spent(keyed):
+        set_seed(0)
+        x,y = torch.randn(96, 6),torch.randint(0, 3, (96,))
+        items = [(dict(x=o, z=torch.ones(2)) if keyed else o, t) for o,t in zip(x, y)]
+        learn = Learner(DataLoaders(DataLoader(items, bs=8), DataLoader(items[:32], bs=8)), Keyed(), loss_func=nn.CrossEntropyLoss())
+        with learn.no_bar(), learn.no_logging(): learn.fit(4, 1e-2, cbs=(cb := EarlyPruneCallback(Neurons(.5), trigger=AtEpoch(2))))
+        return cb.training_cost().loc[:, ['training_flops', 'image_flops']].to_dict(),learn.model.a.out_features
+    (by_key,width),(by_place,other) = spent(True),spent(False)
+    assert by_key==by_place and width==other<16

@@ -197,3 +197,16 @@ def test_masks_of_another_network_change_nothing():
     kept = {nm:m.clone() for nm,m in masks.masks.items()}
     with pytest.raises(ValueError, match='another network'): cut(net, groups, {'0':range(16)}, extras=(masks,))
     assert net[0].weight.shape==(32, 16) and all(m.equal(masks.masks[nm]) for nm,m in kept.items())
+
+def test_a_cut_proves_on_request():
+    "What the proof finds is refused before anything changes, if it is cut; else the table of the small network says what is proven."
+    net = Net(lambda m, x: m.c(m.b(FAULTS['scale'](m.a(x))).relu()), a=nn.Linear(6, 8), b=nn.Linear(8, 8), c=nn.Linear(8, 3)).double()
+    x = torch.randn(5, 6, dtype=torch.float64)
+    groups,before = unmark(trace(net, x)),copy.deepcopy(net.state_dict())
+    with pytest.raises(ValueError, match=r'was not cut.*a \(inexact: outputs differ by'): cut(net, groups, dict(a=range(4), b=range(5)), proof=(x,))
+    assert all(before[k].equal(v) for k,v in net.state_dict().items())
+    want = silence(copy.deepcopy(net), groups, dict(b=range(5)))(x)
+    after = cut(net, groups, dict(b=range(5)), proof=(x,))
+    torch.testing.assert_close(net(x), want, rtol=1e-12, atol=1e-12)
+    assert after.table().known['b']=='proven' and after.table().known['a'].startswith('inexact')
+    assert cut(net, after, dict(a=range(4)), proof=(x,))[0].n==4 # known to be inexact, and cut all the same

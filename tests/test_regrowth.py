@@ -11,13 +11,15 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.utils import weight_norm
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models import resnet18
 
 from early_prune import masks as masks_module
+from early_prune.core import prunable
 from early_prune.criteria import gradient, magnitude, random_scores
 from early_prune.distributions import erk, uniform
-from early_prune.masks import Masks, by_filter, by_kernel, take_top, two_four
+from early_prune.masks import Masks, by_filter, by_kernel, by_weight, take_top, two_four
 from early_prune.regrowth import (
     Exploration,
     Momentum,
@@ -291,3 +293,35 @@ def test_any_callable_has_a_name():
     from functools import partial
     assert by_momentum.name=='Momentum' and Regrowth(partial(gradient)).name.startswith('functools.partial')
     assert repr(by_gradient)=='Regrowth(gradient, 0.5 to 0.005, Schedule(sched_cosine, 0, 1), may_return=True, together=False)'
+
+
+old_form = pytest.mark.filterwarnings('ignore:.*weight_norm. is deprecated')
+
+class Normed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a,self.b,self.head = weight_norm(nn.Conv2d(1, 16, 3)),weight_norm(nn.Conv2d(16, 16, 3)),nn.Linear(16, 10)
+    def forward(self, x): return self.head(self.b(self.a(x).relu()).relu().mean((2, 3)))
+
+@old_form
+@pytest.mark.parametrize('sparsity', [.5, .8, .88, dict.fromkeys(('a.weight_v', 'b.weight_v', 'head.weight'), .88)])
+@pytest.mark.parametrize('granularity', [by_weight, by_kernel])
+def test_weight_norm_keeps_a_weight_of_each_filter(sparsity, granularity):
+    "A gain is no weight, and a filter of zeros has no direction: it would be zero divided by zero."
+    net = Normed()
+    assert list(prunable(net))==['a.weight_v', 'b.weight_v', 'head.weight']
+    with torch.no_grad(): net.a.weight_v[3] *= 1e-6
+    if granularity is by_kernel: sparsity = .5
+    masks = Masks(net, granularity).update(magnitude, sparsity).apply()
+    for _ in range(3):
+        net(torch.randn(2, 1, 8, 8)).sum().backward()
+        for together in (True, False): masks.swap(.5, gradient, magnitude, together=together).apply()
+        assert all(masks[nm].flatten(1).any(1).all() for nm in ('a.weight_v', 'b.weight_v'))
+        assert net(torch.randn(2, 1, 8, 8)).isfinite().all()
+    want = .5 if sparsity==.5 else sparsity if isinstance(sparsity, float) else .88
+    assert abs(masks.sparsity-want)<1e-3 # what has returned is zero until it trains
+
+@old_form
+def test_filters_under_weight_norm_are_left_dense():
+    masks = Masks(Normed(), by_filter)
+    assert masks.skipped==['a.weight_v', 'b.weight_v'] and list(masks.params)==['head.weight']
