@@ -1,10 +1,25 @@
-"Everything a notebook needs: fastai's basics and every chapter of early_prune. No module imports this one."
+"""What a notebook needs: every chapter of early_prune, and a short list besides. No module imports this one.
+
+A script names what it imports: `from early_prune.callbacks import EarlyPruneCallback`."""
+import math
+import os
+import sys
 import warnings
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import nn
 
 with warnings.catch_warnings():
     warnings.filterwarnings('ignore', '.*torch.jit.script', FutureWarning) # fastai scripts a function when it is imported
-    from fastai.basics import *
-    from fastai.callback.all import *
+    import fastai.callback.all
+    from fastai.learner import Learner
+    from fastai.metrics import accuracy
+    from fastai.torch_core import set_seed
 
 from early_prune.core import *
 from early_prune.data import *
@@ -23,3 +38,8 @@ from early_prune.callbacks import *
 from early_prune.recipes import *
 from early_prune.checkpoint import *
 from early_prune.compare import *
+
+_CHAPTERS = ('core', 'data', 'models', 'criteria', 'optimizers', 'masks', 'schedules', 'distributions', 'regrowth', 'dependency',
+             'ranking', 'surgery', 'triggers', 'callbacks', 'recipes', 'checkpoint', 'compare')
+_BESIDES = ['Learner', 'accuracy', 'set_seed', 'torch', 'nn', 'F', 'np', 'pd', 'Path', 'partial', 'math', 'os']
+__all__ = [*_BESIDES, *(nm for o in _CHAPTERS for nm in sys.modules[f'early_prune.{o}'].__all__)]

@@ -78,6 +78,16 @@ def test_all_offers_everything():
         mod = importlib.import_module(f'early_prune.{name}')
         for nm in mod.__all__: assert getattr(everything, nm) is getattr(mod, nm), f'{name}.{nm} is hidden in `all`'
 
+def test_the_star_brings_a_short_list():
+    "What another framework calls `Callback`, and the module `copy`, are still theirs; the index lists what comes besides ours."
+    import early_prune.all as everything
+    space = dict(Callback='theirs', copy='theirs', Trainer='theirs')
+    exec('from early_prune.all import *', space)
+    assert [space[nm] for nm in ('Callback', 'copy', 'Trainer')]==['theirs']*3
+    ours = {nm for name in set(MODS)-SHELL for nm in importlib.import_module(f'early_prune.{name}').__all__}
+    besides = [nm for nm in everything.__all__ if nm not in ours]
+    assert len(everything.__all__)==len(set(everything.__all__)) and ', '.join(f'`{nm}`' for nm in besides) in (NBS/'index.ipynb').read_text()
+
 @pytest.mark.parametrize('name', ['early_prune', *(f'early_prune.{m}' for m in ('core', 'criteria', 'optimizers', 'masks', 'schedules', 'distributions', 'regrowth',
     'dependency', 'ranking', 'surgery', 'triggers'))])
 def test_no_fastai_needed(name):
