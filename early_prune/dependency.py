@@ -176,7 +176,8 @@ class Dyes(TorchDispatchMode):
         self.op,self.path,self.used,self.last,self.summed = '',[],set(),(),()
         self.course,self.outputs,self.leaves,self.known = [],{},[],set()
         self.turned,self.memory,self.marked,self.held,self.spared = set(),_Memory(),[],{},set()
-        self.ties,self.fixed,self.splits,self.counts,self.inexact,self.made,self.read = [],[],[],[],[],[],[]
+        self.ties,self.fixed,self.splits,self.counts = [],[],[],[]
+        self.inexact,self.made,self.read,self.squeezed = [],[],[],[]
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -578,9 +579,13 @@ def _moved(name, move):
     _rule.__doc__ = name
     return _rule
 
-def _squeezed(d, out, x, dim=None):
+@rule('squeeze')
+def squeeze(dyes, out, x, dim=None):
+    "Dimensions of size 1 dropped"
     gone = {o%x.ndim for o in (range(x.ndim) if dim is None else [dim] if isinstance(dim, int) else dim)}
-    return d.reshape([n for i,(n,size) in enumerate(zip(d.shape, x.shape)) if not (i in gone and size==1)])
+    dyes.squeezed += [d for d in dyes.of(x) if _varies(d) & gone] # and would be dropped if one were left
+    left = [i for i,size in enumerate(x.shape) if not (i in gone and size==1)]
+    dyes.pour(out, [d.reshape([d.shape[i] for i in left]) for d in dyes.of(x)])
 
 def _repeated(d, out, x, times):
     return np.tile(_lifted([d], out.ndim)[0], [r if n>1 else 1 for r,n in zip(times, (1,)*(out.ndim-x.ndim)+d.shape)])
@@ -590,7 +595,6 @@ RULES |= {
     't'        :_moved('Two dimensions exchanged', lambda d,out,x: d.T),
     'transpose':_moved('Two dimensions exchanged', lambda d,out,x,a,b: d.swapaxes(a, b)),
     'unsqueeze':_moved('A dimension of size 1 more', lambda d,out,x,dim: np.expand_dims(d, dim%out.ndim)),
-    'squeeze'  :_moved('Dimensions of size 1 dropped', _squeezed),
     'expand'   :_moved('Copies along dimensions of size 1', lambda d,out,x,*args,**kwargs: _lifted([d], out.ndim)[0]),
     'flip'     :_moved('The order reversed', lambda d,out,x,dims: np.flip(d, dims)),
     'repeat'   :_moved('Repeated as a whole', _repeated)}
@@ -954,6 +958,7 @@ class Group:
     start:int   # Number of the first of them; the others follow
     places:dict # `{(tensor, dimension): slices of each neuron}`
     exact:bool  # Removing neurons leaves the others as they were
+    least:int   # How many must stay: two if a size of one would be dropped by a `squeeze`, else one
     slots:dict=field(repr=False, compare=False) # `slots` of the table
 
     @property
@@ -981,6 +986,7 @@ class Groups:
     seen:dict=field(default_factory=dict) # `{group: what `prove` saw}` of groups that are inexact by proof
     spared:tuple=()    # Parameters that are divided by their own norm: zeros in them would make NaN
     real:bool=False    # Traced with numbers, and to be run with numbers, because its course depends on values
+    squeezed:frozenset=frozenset() # Groups of which two must stay, because a `squeeze` drops a size of one
 
     def __repr__(self): return f'Groups({len(self)} groups, {self.n_neurons} neurons, {len(self.fixed)} places fixed)'
     def __len__(self): return int(self.group_of[-1])+1 if len(self.group_of) else 0
@@ -1004,7 +1010,8 @@ def _each(groups):
         maker = maker.rpartition('.')[0] or maker
         taken[maker] = taken.get(maker, 0)+1
         name = maker if taken[maker]==1 else f'{maker} ({taken[maker]})'
-        yield Group(name, int(sizes[i]), int(starts[i]), of_group, i not in groups.inexact, groups.slots)
+        exact,least = i not in groups.inexact,1+(i in groups.squeezed)
+        yield Group(name, int(sizes[i]), int(starts[i]), of_group, exact, least, groups.slots)
 
 @patch
 def __getitem__(self:Groups,
@@ -1050,7 +1057,8 @@ def to_json(self:Groups
     return json.dumps(dict(slots=lists(self.slots.items()), group_of=self.group_of.tolist(),
         sizes=lists(((m, a), o) for m,a,o in self.sizes), fixed=[[*place, why] for place,why in self.fixed.items()],
         inexact=sorted(self.inexact), made=self.made, headwise=self.headwise, past=self.past, read=self.read,
-        proven=sorted(self.proven), seen=[*self.seen.items()], spared=self.spared, real=self.real))
+        proven=sorted(self.proven), seen=[*self.seen.items()], spared=self.spared, real=self.real,
+        squeezed=sorted(self.squeezed)))
 
 @patch(cls_method=True)
 def from_json(cls:Groups,
@@ -1063,7 +1071,7 @@ def from_json(cls:Groups,
                {(t, i):why for t,i,why in d['fixed']}, frozenset(d['inexact']), tuple(map(tuple, d['made'])),
                tuple(d['headwise']), d['past'] and {nm:tuple(o) for nm,o in d['past'].items()},
                tuple(map(tuple, d['read'])), frozenset(d.get('proven', ())), dict(d.get('seen', ())),
-               tuple(d.get('spared', ())), bool(d['real']))
+               tuple(d.get('spared', ())), bool(d['real']), frozenset(d.get('squeezed', ())))
 
 # %% ../nbs/08_dependency.ipynb #d297e739
 @patch
@@ -1295,17 +1303,19 @@ class _Calls:
         self.stops.append((*(np.concatenate([*o, np.zeros(0, int)]) for o in (near, wide)), why))
 
 # %% ../nbs/08_dependency.ipynb #a6cf2ffb
+MORE,FEW,LEAST = 0,1,2 # what becomes of a group: larger, a few, of each size another number, or two
+
 def _times(groups, turns, real=False):
     times,sizes,seen = np.ones(groups.n_neurons+1, np.int64),np.bincount(groups.group_of),Counter()
     for g,turn in sorted(turns.items()):
         n,start = int(sizes[g]),np.searchsorted(groups.group_of, g)
-        left = 2+seen[n]%(n-2) if n>3 else n-1 # few, since a course may branch at any width, but a size of one is none
-        if turn and not real: times[start+left:start+n] = 0
+        left = min(2, n-1) if turn==LEAST or n<4 else 2+seen[n]%(n-2)
+        if turn!=MORE and not real: times[start+left:start+n] = 0
         else: times[start] += n//8+1+seen[n]
         seen[n] += 1
     return times
 
-MERGED = 'ties', 'fixed', 'splits', 'counts', 'inexact', 'made', 'read'
+MERGED = 'ties', 'fixed', 'splits', 'counts', 'inexact', 'made', 'read', 'squeezed'
 
 class _Trials:
     "Runs of a network: with a colour for each index, and with other sizes."
@@ -1395,7 +1405,7 @@ def _stand_in(self:_Trials, neuron_of, times, dyes, place):
 def wrong(self:_Trials, groups):
     "Groups whose size the network does not let change, with the reason; empty if it passes all trials."
     if self.passes_at_once(groups): return {}
-    every = dict.fromkeys(range(len(groups)), 0)
+    every = dict.fromkeys(range(len(groups)), MORE)
     if bad := self.failing(groups, every): return bad
     self.up = self.last
     if self.real:
@@ -1403,7 +1413,7 @@ def wrong(self:_Trials, groups):
         self.scaled = _groups_near(groups, numbers)
     else:
         if bad := self.astray(groups): return bad
-        heads = dict.fromkeys(_split_off(groups, self.up), 1)
+        heads = dict.fromkeys(_split_off(groups, self.up), FEW)
         if 0<len(heads)<len(groups) and (bad := self.failing(groups, heads)): return bad
     if self.trained and _joints(self.trained)-_joints(self.up): return self.failing(groups, every, trains=True)
     return {}
@@ -1413,12 +1423,13 @@ def passes_at_once(self:_Trials, groups):
     "Whether a small network, in evaluation mode, takes the course of the first run; if so, no more is needed."
     if self.differs: return False
     first,inputs = (self.plain, self.inputs) if self.plain else (self.trained, self.pair)
-    pairs = np.flatnonzero(np.bincount(groups.group_of)==2) # of which one would be left, and have no colour
-    self.up,stops = self.trial(groups, {g:int(g not in pairs) for g in range(len(groups))}, inputs=inputs)
-    course = self.up.course
+    sizes = np.bincount(groups.group_of) # of two one would be left, and have no colour
+    self.up,stops = self.trial(groups, {g:FEW if n>2 else MORE for g,n in enumerate(sizes)}, inputs=inputs)
+    several = np.bincount(sizes)[sizes]>1 # of which only one was left with two, and a course may branch at three
+    course,small = self.up.course,np.flatnonzero((sizes==2) | (sizes<9) & several)
     self.differs = bool(stops or _contradictions(self.up, groups.group_of)
                         or any(_departures(course, _quiet(first.course, course)))
-                        or len(pairs) and any(self.departures(groups, pairs, inputs)))
+                        or len(small) and any(self.departures(groups, small, inputs)))
     return not self.differs
 
 @patch
@@ -1509,7 +1520,7 @@ def _groups_near(groups, places):
 @patch
 def departures(self:_Trials, groups, moved, inputs=None):
     "Compare the first trial with one in which some groups have yet another size."
-    turns = dict.fromkeys(range(len(groups)), 0) | dict.fromkeys(moved, 1)
+    turns = dict.fromkeys(range(len(groups)), MORE) | dict.fromkeys(moved, LEAST)
     dyes,stops = self.trial(groups, turns, follows=False, inputs=inputs)
     ways,numbers = _departures(self.up.course, dyes.course)
     return stops,ways,numbers
@@ -1533,7 +1544,7 @@ def guilty(self:_Trials, groups, some, which):
 def astray(self:_Trials, groups):
     "Groups on whose size the course of the network depends; those on which its numbers depend are noted as inexact."
     stops,ways,numbers = self.departures(groups, np.arange(len(groups)))
-    if stops and (bad := self.failing(groups, dict.fromkeys(range(len(groups)), 1))): return bad
+    if stops and (bad := self.failing(groups, dict.fromkeys(range(len(groups)), LEAST))): return bad
     if ways or stops:
         why = 'the network takes another course when its size changes'
         return dict.fromkeys(self.accused(groups, ways, 1), why)
@@ -1568,13 +1579,14 @@ def renumber(self:Groups,
     for place,mine in self.slots.items() if fix is not None else ():
         if not (slots[place]>=0).any(): fixed[place] = fix[int(self.group_of[mine[mine>=0]][0])]
     sizes = tuple((nm, attr, _new(mine)) for nm,attr,mine in self.sizes)
-    inexact,proven = (frozenset(i for i,g in enumerate(left.tolist()) if g in o) for o in (self.inexact, self.proven))
+    inexact,proven,squeezed = (frozenset(i for i,g in enumerate(left.tolist()) if g in o)
+                               for o in (self.inexact, self.proven, self.squeezed))
     seen = {i:self.seen[g] for i,g in enumerate(left.tolist()) if g in self.seen}
     slots = {p:o for p,o in slots.items() if (o>=0).any()}
     made,read = (tuple(p for p in o if p in slots) for o in (self.made, self.read))
     past = None if fix is not None else self._past(stay)
     return Groups(slots, group_of, sizes, fixed, inexact, made, self.headwise, past, read, proven, seen, self.spared,
-                  self.real)
+                  self.real, squeezed)
 
 @patch
 def _past(self:Groups, stay):
@@ -1830,7 +1842,7 @@ def _collect(model, dyes, places, starts):
     stuck = [(p, a) for p,a in zip(slots, starts) if p[0] in params and not (slots[p]>=0).any()]
     fixed = {p:why[labels[a]] for p,a in stuck if why.get(labels[a])}
     slots = {place:mine for place,mine in slots.items() if (mine>=0).any()}
-    inexact = frozenset(int(group_of[o]) for d in dyes.inexact for o in number[labels[d]] if o>=0)
+    inexact,squeezed = (_groups_of(ds, labels, number, group_of) for ds in (dyes.inexact, dyes.squeezed))
     made = _seen_in(dyes.made, slots, places, starts, params)
     read = _seen_in(dyes.read, slots, places, starts, {nm:p for nm,p in params.items() if p.ndim>1})
     read = tuple(o for o in read if o not in made)
@@ -1838,13 +1850,15 @@ def _collect(model, dyes, places, starts):
                  if _can_be_headwise(m) and any(t.startswith(f'{nm}.'.lstrip('.')) for t,_ in slots))
     sizes,options = _sizes(dyes, labels, number)
     groups = Groups(slots, group_of, sizes, fixed, inexact, made, swap, read=read, spared=tuple(sorted(dyes.spared)),
-                    real=dyes.real)
-    alone = np.flatnonzero(np.bincount(group_of, minlength=len(groups))==1)
-    alone = {int(g):'all of it is one neuron' for g in alone}
+                    real=dyes.real, squeezed=squeezed)
+    alone = {int(g):'all of it is one neuron' for g in np.flatnonzero(np.bincount(group_of, minlength=len(groups))==1)}
     if not alone: return groups,options
     stay = ~np.isin(group_of, list(alone))
     number = np.append(np.where(stay, np.cumsum(stay)-1, -1), -1)
     return groups.renumber(stay, alone),{place:[number[o] for o in known] for place,known in options.items()}
+
+def _groups_of(colours, labels, number, group_of):
+    return frozenset(int(group_of[o]) for d in colours for o in np.unique(number[labels[d]]) if o>=0)
 
 def _read_only(dyes, labels, places, starts, params):
     def _among(lines):

@@ -328,7 +328,7 @@ class Limits:
 
     def _least(self, group):
         floor = self.floor.get(group.name, 1) if isinstance(self.floor, dict) else self.floor
-        return min(group.n, ceil(floor*group.n) if floor<1 else int(floor))
+        return min(group.n, max(ceil(floor*group.n) if floor<1 else int(floor), group.least))
 
     def floors(self, groups):
         "Fewest neurons that stay, `{group name: number}`."

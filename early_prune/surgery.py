@@ -50,7 +50,9 @@ def stay(self:Groups,
     for nm,idxs in keep.items():
         if nm not in found: raise KeyError(f'`keep` names no group: {nm!r}; groups are {", ".join(list(found)[:8])}')
         g,idxs = found[nm],np.asarray(list(idxs))
-        if len(idxs)==0: raise ValueError(f'{nm}: at least one neuron must stay')
+        if len(idxs)<g.least:
+            why = ', since the network drops a size of one (`squeeze`)'*(g.least>1)
+            raise ValueError(f'{nm}: at least {("one neuron", "two neurons")[g.least-1]} must stay{why}')
         if idxs.dtype.kind not in 'iu': raise TypeError(f'{nm}: indices of neurons are integers, got {idxs[0]}')
         if idxs.min()<0 or idxs.max()>=g.n:
             raise ValueError(f'{nm}: cannot keep neuron {idxs.max() if idxs.max()>=g.n else idxs.min()} of {g.n}')
@@ -258,7 +260,8 @@ def prove(
     "Compare the network with random neurons cut and with the same neurons masked, on numbers."
     model,inputs,rng = plain(model),(inputs, named),np.random.default_rng(seed)
     tensors,bad,far = _stirred(model, seed),{},math.nan
-    gone = {i:rng.choice(g.n, g.n//2, replace=False) for i,g in enumerate(groups) if g.exact and g.n>1}
+    gone = {i:rng.choice(g.n, min(g.n//2, g.n-g.least), replace=False) for i,g in enumerate(groups)
+            if g.exact and g.n>g.least}
     def _guilty(some):
         nonlocal far
         stay = np.ones(groups.n_neurons, bool)

@@ -24,6 +24,7 @@ from torchvision.models import get_model
 from early_prune import dependency
 from early_prune.core import tensors_in
 from early_prune.dependency import HEADWISE, SHAPED, Dyes, Groups, headwise, plain, trace
+from early_prune.ranking import Neurons, rank
 from early_prune.surgery import cut, load, save, silence
 
 
@@ -939,3 +940,23 @@ def test_a_file_holds_numbers_that_were_found_by_trying(name, tmp_path):
     for _ in range(2): # also of what was read
         net,want = load(build, save(net, tmp_path/'small.safetensors')),net(x)
         assert net(x).equal(want)
+
+def squeezing(how): return Net(lambda m,x: m.o(m.b(how(m.a(x)).relu())), a=nn.Conv2d(3, 4, 1), b=nn.Linear(4, 6), o=nn.Linear(6, 2))
+
+SQUEEZES = dict(bare=lambda h: h.mean((2, 3), keepdim=True).squeeze(), channels=lambda h: h.mean((2, 3)).squeeze(1), several=lambda h: h.mean((2, 3), keepdim=True).squeeze((1, 2, 3)))
+
+@pytest.mark.parametrize('how', SQUEEZES)
+def test_two_stay_where_one_would_be_squeezed_away(how):
+    "`squeeze` drops a dimension of one channel, and the network stops or means something else."
+    net,x = squeezing(SQUEEZES[how]),torch.randn(5, 3, 2, 2)
+    groups = trace(net, x)
+    assert {g.name:g.least for g in groups}==dict(a=2, b=1) and all(g.exact for g in groups)
+    with pytest.raises(ValueError, match='a: at least two neurons must stay.*squeeze'): cut(net, groups, dict(a=[1]))
+    keep = rank(groups, torch.arange(10.), Neurons(.7))
+    assert len(keep['a'])==2 and {g.name:g.least for g in Groups.from_json(groups.to_json())}==dict(a=2, b=1)
+    after = cut(net, groups, dict(a=[1, 3], b=[0]))
+    assert net(x).shape==(5, 2) and {g.name:g.least for g in after}==dict(a=2, b=1)
+
+def test_a_squeeze_of_other_dimensions_asks_for_nothing():
+    net,x = squeezing(lambda h: h.mean((2, 3), keepdim=True).squeeze(3).squeeze(-1)),torch.randn(5, 3, 2, 2)
+    assert [g.least for g in trace(net, x)]==[1, 1]

@@ -455,11 +455,14 @@ def test_a_full_disk_when_a_network_is_saved(tmp_path, monkeypatch):
 def test_ctrl_c_in_a_command(tmp_path, out):
     "One line, exit code 130, and the way to go on."
     where = ['--out', str(tmp_path/'out')] if out else []
-    process = subprocess.Popen([sys.executable, '-m', 'early_prune', 'train', '--arch', 'small_cnn', '--limit', '128', '--epochs', '10000', *where],
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    lines = [process.stderr.readline() for _ in range(4)] # two epochs are done
-    process.send_signal(signal.SIGINT)
-    rest = process.communicate(timeout=60)[1].splitlines()
+    command = [sys.executable, '-m', 'early_prune', 'train', '--arch', 'small_cnn', '--limit', '128', '--epochs', '10000', *where]
+    heeds = partial(signal.signal, signal.SIGINT, signal.SIG_DFL) # what a shell starts in the background ignores it
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heeds) as process:
+        try:
+            lines = [process.stderr.readline() for _ in range(4)] # two epochs are done
+            process.send_signal(signal.SIGINT)
+            rest = process.communicate(timeout=60)[1].splitlines()
+        finally: process.kill()
     assert process.returncode==130 and '0.' in lines[-1] and 'Traceback' not in '\n'.join(rest), rest
     want = f'the same command with --resume goes on from {tmp_path/"out"/"checkpoint.safetensors"}' if out else 'nothing was kept'
     assert rest[-1]==f'early_prune train: stopped; {want}'

@@ -28,7 +28,7 @@ from early_prune.compare import Results, conditions  # noqa: E402
 from early_prune.criteria import rms_magnitude  # noqa: E402
 from early_prune.dependency import trace  # noqa: E402
 from early_prune.ranking import Neurons, rank, scores  # noqa: E402
-from early_prune.surgery import cut, load, save, silence  # noqa: E402
+from early_prune.surgery import cut, load, prove, save, silence  # noqa: E402
 
 NBS = Path(__file__).resolve().parent.parent/'nbs'
 RESULTS = NBS/'studies'/'results'/'zoo.jsonl'
@@ -278,6 +278,10 @@ def visit(entry, seed=0):
         share,places,unknown = reasons(model, groups)
         r |= dict(trace_s=seconds, groups=len(groups), neurons=groups.n_neurons, inexact=len(groups.inexact),
                   cuttable=cuttable(model, groups), fixed_share=share, fixed_places=places, no_rule=unknown)
+        if not entry.detects: # what a detector returns is a choice, and jumps
+            step,by_rule = 'proof',len(groups.inexact)
+            proof_s,groups = fastest(lambda: prove(model, groups, *x), 1)
+            r |= dict(proof_s=proof_s, proven=len(groups.proven), inexact=len(groups.inexact), inexact_by_rule=by_rule)
         step = 'rank'
         keep = rank(groups, scores(model, groups, rms_magnitude), Neurons(RATIO), per_group=True)
         step = 'cut of the exact groups'
