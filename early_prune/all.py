@@ -3,7 +3,6 @@
 A script names what it imports: `from early_prune.callbacks import EarlyPruneCallback`."""
 import math
 import os
-import sys
 import warnings
 from functools import partial
 from pathlib import Path
@@ -39,7 +38,4 @@ from early_prune.recipes import *
 from early_prune.checkpoint import *
 from early_prune.compare import *
 
-_CHAPTERS = ('core', 'data', 'models', 'criteria', 'optimizers', 'masks', 'schedules', 'distributions', 'regrowth', 'dependency',
-             'ranking', 'surgery', 'triggers', 'callbacks', 'recipes', 'checkpoint', 'compare')
-_BESIDES = ['Learner', 'accuracy', 'set_seed', 'torch', 'nn', 'F', 'np', 'pd', 'Path', 'partial', 'math', 'os']
-__all__ = [*_BESIDES, *(nm for o in _CHAPTERS for nm in sys.modules[f'early_prune.{o}'].__all__)]
+del fastai, warnings # what is left is what the star brings

@@ -1373,8 +1373,7 @@ class _Trials:
     def trial(self, groups, turns, follows=True, trains=False, inputs=None):
         "One run in which groups have other sizes."
         times,dyes = _times(groups, turns, self.real),Dyes(self.real, follows, self.home)
-        neuron_of = self._neurons(groups) if self.noted else None
-        calls = _Calls(dyes, self.model, partial(self._stand_in, neuron_of, times, dyes))
+        calls = _Calls(dyes, self.model, partial(self._stand_in, self._neurons(groups), times, dyes))
         colours = {place:np.repeat(mine+1, times[mine]) for place,mine in groups.slots.items()} if follows else {}
         inputs,real = inputs or (self.pair if trains else self.inputs),self.real or self.base.known
         try:
@@ -1389,6 +1388,7 @@ class _Trials:
 # %% ../nbs/08_dependency.ipynb #ed869e13
 @patch
 def _neurons(self:_Trials, groups):
+    if not self.noted: return None
     return np.concatenate([[-1], *(groups.slots.get((nm, d), np.full(n, -1)) for nm,d,n in self.places)])
 
 @patch

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nets import Net
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 from torchvision.models import get_model
@@ -29,14 +30,6 @@ from early_prune.surgery import cut, load, save, silence
 
 
 def shapes(groups): return {g.name:(g.n, g.places) for g in groups}
-
-class Net(nn.Module):
-    "A network from named layers and a function of them."
-    def __init__(self, forward, **layers):
-        super().__init__()
-        for nm,m in layers.items(): setattr(self, nm, m)
-        self.run = forward
-    def forward(self, *xs): return self.run(self, *xs)
 
 def conv(i, o, k=1, **kwargs): return nn.Conv2d(i, o, k, padding=k//2, **kwargs)
 image = torch.randn(2, 3, 8, 8, dtype=torch.float64)
@@ -643,8 +636,9 @@ def test_recurrent_layers_make_their_first_state(kind):
     cell = kind.__name__.endswith('Cell')
     def forward(m, x): h = m.r(m.a(x) if cell else m.a(x)[:, None].expand(-1, 3, -1)); return m.o(h[0] if isinstance(h, tuple) else h)
     net = Net(forward, a=nn.Linear(6, 8), r=kind(8, 10, **({} if cell else dict(batch_first=True))), o=nn.Linear(10, 3))
-    groups = trace(net, torch.randn(4, 6))
-    assert {nm for g in groups for nm,_ in g.places} <= {nm for nm,_ in net.named_parameters()} and ('o.weight', 0) in groups.fixed
+    x = torch.randn(4, 6)
+    found,real = trace(net, x),trace(net, x, real=True)
+    assert len(found)==cell and [(g.name, g.n, g.places) for g in found]==[(g.name, g.n, g.places) for g in real]
 
 class Extra(nn.Module):
     def __init__(self): super().__init__(); self.a,self.o,self.extra = nn.Linear(16, 32),nn.Linear(32, 5),nn.Tanh()

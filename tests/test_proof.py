@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from nets import Net
 from torch import nn
 from torch.nn.utils import parametrizations
 from torchvision.models import get_model, swin_t
@@ -16,14 +17,6 @@ from early_prune.dependency import Groups, trace
 from early_prune.masks import Masks
 from early_prune.surgery import cut, prove, silence
 
-
-class Net(nn.Module):
-    "A network from named layers and a function of them."
-    def __init__(self, forward, **layers):
-        super().__init__()
-        for nm,m in layers.items(): setattr(self, nm, m)
-        self.run = forward
-    def forward(self, *xs): return self.run(self, *xs)
 
 def marked(groups): return {g.name:g.exact for g in groups}
 def unmark(groups):
