@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from constructed import Net
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nets import Net
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 from torchvision.models import get_model

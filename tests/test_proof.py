@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from nets import Net
+from constructed import Net
 from torch import nn
 from torch.nn.utils import parametrizations
 from torchvision.models import get_model, swin_t

@@ -68,6 +68,11 @@ def test_module_is_clean(path):
         if isinstance(node, ast.FunctionDef): assert node.end_lineno-node.lineno<=30, f'{node.name} is long'
     assert not re.search(r'TODO|FIXME|XXX', text)
 
+def test_no_two_scripts_share_a_name():
+    "Tests, benchmarks, studies and the site are imported side by side in one process, so a name belongs to one file."
+    names = [f.stem for folder in ('tests', 'bench', 'nbs/studies', 'docs') for f in sorted((ROOT/folder).glob('*.py'))]
+    assert [nm for nm in sorted(set(names)) if names.count(nm)>1]==[]
+
 def test_nobody_imports_all():
     assert not [p.name for p in FILES if re.search(r'early_prune\.all|from \.all', p.read_text())]
 
