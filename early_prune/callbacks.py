@@ -36,8 +36,8 @@ from .core import _batch_size, _first_items, check_sparsity
 from .criteria import AtInit, magnitude, random_scores, rms_magnitude
 from .dependency import Groups, _all_tensors, plain, trace
 from .distributions import uniform
-from early_prune.masks import (Masks, agree_all, averaged, copies_in, digest, fingerprints, from_first, holds_zero,
-    n_ranks)
+from .masks import (_SURPRISES, Masks, agree_all, averaged, copies_in, digest, fingerprints, from_first,
+    holds_zero, n_ranks)
 from .optimizers import layout_of
 from .ranking import (Averaged, Flops, Limits, Neurons, _neuron_wise, may_return, over_readers, rank, reachable,
     scores, swap_neurons)
@@ -229,6 +229,7 @@ def _make_masks(self:SparsifyCallback):
     last,found = self.masks or self.previous,{id(p) for p in self.model.parameters()}
     same = last is not None and all(id(p) in found for p in last.params.values())
     if not (same and last is self.masks): self.masks = Masks(self.model, **self.kwargs)
+    _name_dense(self.masks)
     self._follow(self.masks)
     if same and last is not self.masks: self.masks.adopt(last)
     self.masks.amount = self.regrowth and self.regrowth.amount
@@ -241,6 +242,11 @@ def _make_masks(self:SparsifyCallback):
         self.history.append((0, self.masks.sparsity))
     self.begin = self.now() if self.masks.masks else self._share(self.start, self.distribution)
     self.masks.check(self.end, self.names)
+
+def _name_dense(masks):
+    left = {nm:why for nm,why in masks.dense.items() if why in _SURPRISES}
+    if left: warnings.warn('These weights stay dense: ' + '; '.join(f'{nm} {why}' for nm,why in left.items()) +
+                           '. Name them in `ignore` if that is meant', stacklevel=2)
 
 @patch
 def _follow(self:SparsifyCallback, masks):

@@ -32,6 +32,8 @@ def rms_magnitude(
     rms = p.detach().float().flatten(1).square().mean(1).sqrt()
     return rms.view(-1, *[1]*(p.ndim-1)).expand_as(p)
 
+rms_magnitude.of_filters = True # wants `(out, in, ...)`
+
 # %% ../nbs/03_criteria.ipynb #b3ece07e
 def _grad(p, name):
     frozen = 'weights are frozen (`requires_grad=False`): unfreeze them, or choose a criterion without gradients'

@@ -29,10 +29,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import nn, Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvTransposeNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from .core import LINEAR_MAPS, _weight_norms, check_sparsity, evaluating, prunable
+from .core import LINEAR_MAPS, _NO_ZEROS, _UNSEEN, check_sparsity, evaluating, matrices
 from .optimizers import ATOMS, _is_optimizer, layout_of
 
 # %% ../nbs/04_masks.ipynb #b893d6f0
@@ -236,35 +235,51 @@ two_four  = NM()
 GRANULARITIES = {'weight':by_weight, 'kernel':by_kernel, 'filter':by_filter, '2:4':two_four}
 
 # %% ../nbs/04_masks.ipynb #5eca89a4
+_NO_LENGTH = 'would be divided by the length of a filter of zeros'
+_SURPRISES = _UNSEEN,_NO_ZEROS,_NO_LENGTH # why a weight stays dense that its owner may believe masked
+
+def _unfit(granularity, o):
+    "Why a weight cannot be divided into these units; empty where it can."
+    if granularity.dims==1 and o.lengths and 0 in map(o.order.index, o.lengths):
+        return _NO_LENGTH
+    return '' if granularity.fits(o.outline) else f'cannot be divided into {granularity.name} units'
+
 class Masks:
     "Boolean masks for the weights of a network, chosen exactly, applied and upheld."
     def __init__(self,
         model:nn.Module,                   # Network to mask
         granularity:Granularity=by_weight, # Unit that is kept or pruned as a whole
         ignore:tuple=(),                   # Layers or parameter names that stay dense
-        types:tuple=LINEAR_MAPS,           # Layer classes that may be masked
+        types:tuple|None=None,             # Layer classes that may be masked; `None`: all that multiply by a matrix
         floor:int|float=1,                 # Least number (int) or share (float) of units that each layer keeps
     ):
-        found = prunable(model, types, ignore)
-        if not found: raise ValueError(f'{type(model).__name__} has no prunable layer')
+        found,self.dense = matrices(model, types, ignore)
+        if not found:
+            held = ''.join(f'; {nm} {why}' for nm,why in self.dense.items())
+            raise ValueError(f'{type(model).__name__} has no prunable layer{held}')
         if not 0<=floor or (isinstance(floor, float) and floor>=1):
             raise ValueError(f'`floor` is a number of units or a share in [0, 1), got {floor}')
         if not isinstance(granularity, Granularity):
             known = ', '.join(sorted(GRANULARITIES))
             raise TypeError(f'`granularity` is one of `GRANULARITIES` ({known}), got {granularity!r}')
-        turned = set(prunable(model, _ConvTransposeNd) if granularity.dims==1 else ()) # their filters are dimension 1
-        layers = {nm:(model.get_submodule(nm.rpartition('.')[0]), nm.rpartition('.')[2]) for nm in found}
-        self.normed = {nm for nm,(m,own) in layers.items() if own in _weight_norms(m)} # divided by their length
-        turned |= self.normed if granularity.dims==1 else set() # a filter of zeros has no direction
-        self.params = {nm:p for nm,p in found.items() if granularity.fits(p) and nm not in turned}
-        self.skipped = [nm for nm in found if nm not in self.params]
+        unfit = {nm:why for nm,o in found.items() if (why := _unfit(granularity, o))}
+        self.matrices = {nm:o for nm,o in found.items() if nm not in unfit}
+        self.params = {nm:o.p for nm,o in self.matrices.items()}
+        self.skipped,self.dense = list(unfit),self.dense | unfit
         if not self.params:
             raise ValueError(f'No layer of {type(model).__name__} can be divided into {granularity.name} units')
         self.granularity,self.floor = granularity,floor
-        self.n_units = {nm:granularity.count(p) for nm,p in self.params.items()}
+        self.n_units = {nm:granularity.count(o.outline) for nm,o in self.matrices.items()}
         self.n_kept,self.masks,self.followers = dict(self.n_units),{},{}
         self.amount,self.seen = None,{} # how second moments of what returns begin, and the masks of the last `apply`
         self.upheld,self.pending,self.n_steps = [],False,0 # `pending`: no optimizer has seen the masks yet
+
+    def _first(self, nm, t): # as `(out, in, ...)`; single weights are chosen as they lie
+        return t if self.granularity==by_weight else self.matrices[nm].filters_first(t)
+
+    def _unit_shape(self, nm):
+        shape = self.params[nm].shape if self.granularity==by_weight else self.matrices[nm].shape
+        return tuple(shape[:self.granularity.dims])
 
     def __len__(self): return len(self.params)
     def __getitem__(self, nm): return self.masks.get(nm, torch.ones_like(self.params[nm], dtype=torch.bool))
@@ -278,27 +293,45 @@ class Masks:
 # %% ../nbs/04_masks.ipynb #58e3d9d1
 @patch
 def _units(self:Masks, nm):
-    mask,dims = self.masks[nm],self.granularity.dims
+    mask,dims = self._first(nm, self.masks[nm]),self.granularity.dims
     return mask if dims is None or dims>=mask.ndim else mask.flatten(dims)[...,0]
 
 @patch
 def _unit_scores(self:Masks, nm, criterion):
     kept = self._units(nm) if self.n_kept[nm]<self.n_units[nm] else None
-    found = self.granularity.protect(self.granularity.unit_scores(criterion(self.params[nm])), kept)
-    return self._hold_filters(nm, found, kept)
+    return self._hold_filters(nm, self.granularity.protect(self._scored(nm, criterion), kept), kept)
+
+@patch
+def _scored(self:Masks, nm, criterion):
+    "Scores of units, before any is protected."
+    o,p = self.matrices[nm],self.params[nm]
+    turned = not o.plain and getattr(criterion, 'of_filters', False)
+    found = o.as_stored(criterion(o.filters_first(p))) if turned else criterion(p)
+    return self.granularity.unit_scores(self._first(nm, found))
 
 @patch
 def _hold_filters(self:Masks, nm, found, kept):
-    "Scores of units, infinite for the best of each filter that weight norm divides by its length."
-    if nm not in self.normed: return found
-    rows = (found if kept is None else torch.where(kept, found, -torch.inf)).flatten(1)
-    best = torch.zeros_like(rows, dtype=torch.bool).scatter_(1, rows.argmax(1, keepdim=True), True).view(found.shape)
-    return found.masked_fill(best, torch.inf)
+    "Scores of units, infinite for the best of each slice that is divided by its length."
+    if (dims := self._slices(nm)) is None: return found
+    scores,front = found if kept is None else torch.where(kept, found, -torch.inf),tuple(range(len(dims)))
+    moved = scores.movedim(dims, front)
+    rows = moved.reshape(math.prod(moved.shape[:len(dims)]), -1)
+    best = torch.zeros_like(rows, dtype=torch.bool).scatter_(1, rows.argmax(1, keepdim=True), True)
+    return found.masked_fill(best.view(moved.shape).movedim(front, dims), torch.inf)
+
+@patch
+def _slices(self:Masks, nm):
+    "Dimensions of units along which a weight is divided by the length of its slices; `None`: it is not divided."
+    o,n = self.matrices[nm],len(self._unit_shape(nm))
+    if o.lengths is None: return None
+    return tuple(i for i in (o.lengths if self.granularity==by_weight else map(o.order.index, o.lengths)) if i<n)
 
 @patch
 def _least(self:Masks, nm):
     "Fewest units that a layer keeps."
-    return max(n_keep(self.n_units[nm], 1, self.floor), len(self.params[nm]) if nm in self.normed else 0)
+    slices = self._slices(nm)
+    held = 0 if slices is None else math.prod(self._unit_shape(nm)[i] for i in slices)
+    return max(n_keep(self.n_units[nm], 1, self.floor), held)
 
 # %% ../nbs/04_masks.ipynb #e5316a31
 @patch
@@ -371,8 +404,10 @@ def _refuse_nan(self:Masks, bad):
 # %% ../nbs/04_masks.ipynb #80e612f0
 @patch
 def _set(self:Masks, nm, units, n):
-    p = self.params[nm]
-    wide = units.view(*units.shape, *[1]*(p.ndim-units.ndim))
+    p,o = self.params[nm],self.matrices[nm]
+    turned = self.granularity!=by_weight and not o.plain
+    wide = units.view(*units.shape, *[1]*((len(o.shape) if turned else p.ndim)-units.ndim))
+    if turned: wide = o.as_stored(wide.expand(o.shape))
     if (wide.shape,wide.stride())!=(p.shape,p.stride()): wide = torch.empty_like(p, dtype=torch.bool).copy_(wide)
     self.masks[nm],self.n_kept[nm] = wide,n
     for o in self.followers.get(nm, {}): self.masks[o] = units
@@ -402,17 +437,23 @@ def update(self:Masks,
 
 # %% ../nbs/04_masks.ipynb #eee7e9ea
 @patch
+def _alive_units(self:Masks, nm, alive):
+    "Units any weight of which is kept, and their number."
+    dims,first = self.granularity.dims,self._first(nm, alive)
+    units = first.clone() if dims is None or dims>=first.ndim else first.flatten(dims).any(-1)
+    return units,int(units.sum())
+
+@patch
 def adopt(self:Masks,
     other:Masks, # Masks of the same network, or `{name: mask}`; layers it does not mask stay dense
 )->Masks:        # `self`
     "Start from the masks of `other`."
-    dims,chosen,masks = self.granularity.dims,{},other if isinstance(other, dict) else other.masks
+    chosen,masks = {},other if isinstance(other, dict) else other.masks
     for nm,p in self.params.items():
         if nm in masks:
             mask = masks[nm].to(p.device)
             if mask.shape!=p.shape: raise ValueError(f'{nm} has shape {tuple(p.shape)}, its mask {tuple(mask.shape)}')
-            units = mask.clone() if dims is None or dims>=mask.ndim else mask.flatten(dims).any(-1)
-            chosen[nm] = units,units.sum().item()
+            chosen[nm] = self._alive_units(nm, mask)
     self._set_all(chosen)
     self.seen = {id(p):mask for _,p,mask in self.upheld}
     return self
@@ -643,10 +684,10 @@ def follow(self:Masks,
     if self.granularity.dims!=1:
         raise ValueError(f'Only whole filters have followers, got {self.granularity.name} units')
     norms,named = norm_after(model, *inputs),dict(model.named_parameters())
-    for nm,p in self.params.items():
-        layer = nm.rpartition('.')[0]
+    for nm in self.params:
+        layer = self.matrices[nm].layer
         names = [f'{layer}.bias', *(f'{norms[layer]}.{o}' for o in ('weight', 'bias') if layer in norms)]
-        self.followers[nm] = {o:named[o] for o in names if o in named and named[o].shape==p.shape[:1]}
+        self.followers[nm] = {o:named[o] for o in names if o in named and named[o].shape==self._unit_shape(nm)}
     return self
 
 # %% ../nbs/04_masks.ipynb #7515bc87
@@ -667,11 +708,14 @@ def plot_mask(
 
 @patch
 def table(self:Masks)->pd.DataFrame: # One row for each layer: shape, units, kept, sparsity
-    "List what each layer keeps."
+    "List what each layer keeps, and which tensors with rows and columns stay dense, and why."
     rows = [(tuple(p.shape), self.n_units[nm], self.n_kept[nm], 1-self.n_kept[nm]/self.n_units[nm])
             for nm,p in self.params.items()]
     columns = ['shape', f'{self.granularity.name}s', 'kept', 'sparsity']
-    return pd.DataFrame(rows, index=list(self.params), columns=columns)
+    table = pd.DataFrame(rows, index=list(self.params), columns=columns)
+    if not self.dense: return table
+    others = pd.DataFrame(dict(sparsity=0., why=self.dense)).rename(columns=dict(why='stays dense, for it'))
+    return pd.concat([table.astype(object), others.astype(object)]).fillna('')
 
 @patch
 def _repr_html_(self:Masks): return f'<p>{self}</p>' + self.table().to_html(formatters={'sparsity':'{:.3f}'.format})
@@ -825,11 +869,10 @@ def unpack(self:Masks,
     chosen = {}
     for nm,packed in bits.items():
         if nm not in self.params: raise ValueError(f'`bits` names no maskable layer: {nm}')
-        n,p = self.n_units[nm],self.params[nm]
+        n,device = self.n_units[nm],self.params[nm].device
         if len(packed)!=-(-n//8): raise ValueError(f'{nm} has {n} units, `bits` has {len(packed)} bytes for them')
         units = np.unpackbits(np.frombuffer(packed, np.uint8), count=n).astype(bool)
-        shape = p.shape[:self.granularity.dims]
-        chosen[nm] = torch.from_numpy(units).view(shape).to(p.device),int(units.sum())
+        chosen[nm] = torch.from_numpy(units).view(self._unit_shape(nm)).to(device),int(units.sum())
     return self._set_all(chosen)
 
 # %% ../nbs/04_masks.ipynb #8642f3c9

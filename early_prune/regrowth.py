@@ -80,19 +80,19 @@ def _swap_each(self:Masks, names, fraction, grow, drop, may_return):
     for nm in names:
         kept = self.n_kept[nm]
         n = round(fraction*kept) if may_return else min(round(fraction*kept), self.n_units[nm]-kept)
-        if nm in self.normed: n = min(n, kept-self._least(nm))
+        if self._slices(nm) is not None: n = min(n, kept-self._least(nm))
         if not n or kept==self.n_units[nm]: continue
-        p,old = self.params[nm],self._units(nm)
-        scores = self._hold_filters(nm, self.granularity.unit_scores(drop(p)), old)
+        old = self._units(nm)
+        scores = self._hold_filters(nm, self._scored(nm, drop), old)
         left,bad[f'{nm} (drop)'] = take_top(scores, kept-n, old)
-        new,bad[f'{nm} (grow)'] = take_top(self.granularity.unit_scores(grow(p)), n, ~left if may_return else ~old)
+        new,bad[f'{nm} (grow)'] = take_top(self._scored(nm, grow), n, ~left if may_return else ~old)
         chosen[nm] = left | new,kept
     self._refuse_nan(bad)
     return chosen
 
 @patch
 def _swap_together(self:Masks, names, fraction, grow, drop, may_return):
-    unit_scores = lambda criterion: {nm:self.granularity.unit_scores(criterion(self.params[nm])) for nm in names}
+    unit_scores = lambda criterion: {nm:self._scored(nm, criterion) for nm in names}
     drops = {nm:self._hold_filters(nm, o, self._units(nm) if nm in self.masks else None)
              for nm,o in unit_scores(drop).items()}
     kept,units = sum(self.n_kept[nm] for nm in names),sum(self.n_units[nm] for nm in names)
@@ -257,9 +257,4 @@ def load_state(self:Exploration,
 @patch
 def adopt_zeros(self:Masks)->Masks: # `self`
     "Start from the zeros of the network: the masks of a sparse checkpoint."
-    dims,chosen = self.granularity.dims,{}
-    for nm,p in self.params.items():
-        alive = p.detach()!=0
-        units = alive if dims is None or dims>=p.ndim else alive.flatten(dims).any(-1)
-        chosen[nm] = units,int(units.sum())
-    return self._set_all(chosen)
+    return self._set_all({nm:self._alive_units(nm, p.detach()!=0) for nm,p in self.params.items()})

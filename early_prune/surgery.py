@@ -173,13 +173,13 @@ def _divisible(masks, at):
     for nm in masks.params.keys() & at.keys():
         shape = list(masks.params[nm].shape)
         for d,idxs in at[nm].items(): shape[d] = len(idxs)
-        if not masks.granularity.fits(torch.empty(shape, device='meta')):
+        if not masks.granularity.fits(masks.matrices[nm].filters_first(torch.empty(shape, device='meta'))):
             raise ValueError(f'{nm} would have shape {tuple(shape)}, which cannot be divided into '
                              f'{masks.granularity.name} units: rank with `round_to`')
 
 def _cut_masks(masks, at):
     left = {nm:_slice(m, at.get(nm, {})) for nm,m in masks.masks.items() if nm in masks.params}
-    masks.n_units = {nm:masks.granularity.count(p) for nm,p in masks.params.items()}
+    masks.n_units = {nm:masks.granularity.count(o.outline) for nm,o in masks.matrices.items()}
     masks.n_kept,masks.masks = dict(masks.n_units),{}
     masks.adopt(left)
 
