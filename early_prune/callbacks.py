@@ -33,7 +33,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from .core import _batch_size, _first_items, check_sparsity
-from .criteria import AtInit, magnitude, random_scores, rms_magnitude
+from .criteria import AtInit, NoGradient, magnitude, random_scores, rms_magnitude
 from .dependency import Groups, _all_tensors, plain, trace
 from .distributions import uniform
 from .masks import (_SURPRISES, Masks, agree_all, averaged, copies_in, digest, fingerprints, from_first,
@@ -254,7 +254,7 @@ def _follow(self:SparsifyCallback, masks):
 
 @patch
 def _share(self:SparsifyCallback, sparsity, distribution):
-    shared = distribution({nm:tuple(p.shape) for nm,p in self.masks.params.items()}, sparsity)
+    shared = distribution({nm:o.shape for nm,o in self.masks.matrices.items()}, sparsity)
     return {nm:shared[nm] for nm in self.names} if isinstance(shared, dict) else shared
 
 @patch
@@ -294,7 +294,11 @@ def _update_when_due(self:SparsifyCallback):
 @patch
 def _observe(self:SparsifyCallback, criterion):
     if not hasattr(criterion, 'observe'): return
-    for nm in self.names: criterion.observe(self.masks.params[nm])
+    waiting = []
+    for nm in self.names:
+        try: criterion.observe(self.masks.params[nm])
+        except NoGradient as e: waiting.append(e) # a spare head, a layer that was dropped in this batch
+    if len(waiting)==len(self.names): raise waiting[0]
 
 @patch
 def _prune(self:SparsifyCallback, step, pct):

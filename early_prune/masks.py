@@ -32,6 +32,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from .core import LINEAR_MAPS, _NO_ZEROS, _UNSEEN, check_sparsity, evaluating, matrices
+from .criteria import NoGradient
 from .optimizers import ATOMS, _is_optimizer, layout_of
 
 # %% ../nbs/04_masks.ipynb #b893d6f0
@@ -299,7 +300,7 @@ def _units(self:Masks, nm):
 @patch
 def _unit_scores(self:Masks, nm, criterion):
     kept = self._units(nm) if self.n_kept[nm]<self.n_units[nm] else None
-    return self._hold_filters(nm, self.granularity.protect(self._scored(nm, criterion), kept), kept)
+    return self._hold_filters(nm, self.granularity.protect(self._scored_or_zero(nm, criterion), kept), kept)
 
 @patch
 def _scored(self:Masks, nm, criterion):
@@ -308,6 +309,17 @@ def _scored(self:Masks, nm, criterion):
     turned = not o.plain and getattr(criterion, 'of_filters', False)
     found = o.as_stored(criterion(o.filters_first(p))) if turned else criterion(p)
     return self.granularity.unit_scores(self._first(nm, found))
+
+@patch
+def _scored_or_zero(self:Masks, nm, criterion):
+    "The same, and zeros for a layer without a gradient, such as a spare head, where others have one."
+    try: return self._scored(nm, criterion)
+    except NoGradient as e:
+        if not self._others_learn(e): raise
+    return torch.zeros(self._unit_shape(nm), device=self.params[nm].device)
+
+@patch
+def _others_learn(self:Masks, e): return e.seen or any(p.grad is not None for p in self.params.values())
 
 @patch
 def _hold_filters(self:Masks, nm, found, kept):

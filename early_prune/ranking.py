@@ -24,7 +24,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
 from .core import _without_numbers, call_with, evaluating, latency
-from .criteria import _grad, magnitude, taylor
+from .criteria import NoGradient, _grad, magnitude, taylor
 from .dependency import Groups, headwise, plain
 from .regrowth import drop, regrow
 
@@ -64,6 +64,13 @@ def filters(
     params = dict(plain(model).named_parameters())
     return [(nm, _rows(params[nm], d), groups.slots[nm, d]) for nm,d in groups.made]
 
+def _or_zero(criterion, p, model):
+    "Scores of a weight; zeros where it has no gradient, as a spare head has none, while others do."
+    try: return criterion(p).float()
+    except NoGradient as e:
+        if not (e.seen or any(o.grad is not None for o in model.parameters())): raise
+    return torch.zeros_like(p, dtype=torch.float32)
+
 def over_filters(
     criterion:Callable, # `(p) -> scores` of chapter 03
     total:bool=False,   # Add up over the filter and over joined layers; `False`: take means
@@ -75,7 +82,7 @@ def over_filters(
         model:nn.Module, # Network; gradient criteria want a backward pass before
         groups:Groups,   # Its table
     )->Tensor:           # Scores, `(n_neurons,)`
-        found = [(criterion(p).float().reshape(len(p), -1), mine) for _,p,mine in filters(model, groups)]
+        found = [(_or_zero(criterion, p, model).reshape(len(p), -1), mine) for _,p,mine in filters(model, groups)]
         parts = [(s.sum(1) if total else s.mean(1), mine) for s,mine in found]
         return _added(groups, parts, _device(model), mean=not total)
     _filters.__name__,_filters.__doc__ = f'over_filters({getattr(criterion, "__name__", criterion)})',criterion.__doc__
@@ -125,6 +132,8 @@ def bn_scale(
     parts = [(m.weight.detach().abs(), mine) for m,mine in _norms(model, groups)]
     return _added(groups, parts, _device(model), mean=True)
 
+def _bn_term(p): return p.detach()*_grad(p, 'taylor_bn')
+
 @of_neurons(gradient=True)
 def taylor_bn(
     model:nn.Module, # Network with a batch norm in every group, after a backward pass
@@ -133,7 +142,7 @@ def taylor_bn(
     "Score neurons by the first-order change of the loss without their batch norm (Molchanov et al., 2019)."
     parts = []
     for m,mine in _norms(model, groups):
-        parts.append((sum(p.detach()*_grad(p, 'taylor_bn') for p in (m.weight, m.bias)), mine))
+        parts.append((sum(_or_zero(_bn_term, p, model) for p in (m.weight, m.bias)), mine))
     return _added(groups, parts, _device(model)).abs()
 
 # %% ../nbs/09_ranking.ipynb #fb95ee20
@@ -442,7 +451,7 @@ def over_readers(
         groups:Groups,   # Its table
     )->Tensor:           # Scores, `(n_neurons,)`
         params = dict(plain(model).named_parameters())
-        rows = lambda nm,d: criterion(params[nm]).float().movedim(d, 0).flatten(1).sum(1)
+        rows = lambda nm,d: _or_zero(criterion, params[nm], model).movedim(d, 0).flatten(1).sum(1)
         parts = [(rows(nm, d), groups.slots[nm, d]) for nm,d in groups.read if params[nm].requires_grad]
         return _added(groups, parts, _device(model))
     _readers.__name__ = f'over_readers({getattr(criterion, "__name__", criterion)})'

@@ -15,7 +15,7 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor
 
-from .criteria import Running, _grad, gradient, magnitude, random_scores
+from .criteria import NoGradient, Running, _grad, gradient, magnitude, random_scores
 from .distributions import erk
 from .masks import Masks, select, take_top
 from .schedules import Schedule, cosine
@@ -81,20 +81,28 @@ def _swap_each(self:Masks, names, fraction, grow, drop, may_return):
         kept = self.n_kept[nm]
         n = round(fraction*kept) if may_return else min(round(fraction*kept), self.n_units[nm]-kept)
         if self._slices(nm) is not None: n = min(n, kept-self._least(nm))
-        if not n or kept==self.n_units[nm]: continue
+        if not n or kept==self.n_units[nm] or (promise := self._promise(nm, grow)) is None: continue
         old = self._units(nm)
-        scores = self._hold_filters(nm, self._scored(nm, drop), old)
+        scores = self._hold_filters(nm, self._scored_or_zero(nm, drop), old)
         left,bad[f'{nm} (drop)'] = take_top(scores, kept-n, old)
-        new,bad[f'{nm} (grow)'] = take_top(self._scored(nm, grow), n, ~left if may_return else ~old)
+        new,bad[f'{nm} (grow)'] = take_top(promise, n, ~left if may_return else ~old)
         chosen[nm] = left | new,kept
     self._refuse_nan(bad)
     return chosen
 
 @patch
+def _promise(self:Masks, nm, grow):
+    "What `grow` says of the units of a layer; `None` of one that has no gradient while others do: it keeps its masks."
+    try: return self._scored(nm, grow)
+    except NoGradient as e:
+        if not self._others_learn(e): raise
+
+@patch
 def _swap_together(self:Masks, names, fraction, grow, drop, may_return):
-    unit_scores = lambda criterion: {nm:self._scored(nm, criterion) for nm in names}
+    grows = {nm:o for nm in names if (o := self._promise(nm, grow)) is not None}
+    names = list(grows)
     drops = {nm:self._hold_filters(nm, o, self._units(nm) if nm in self.masks else None)
-             for nm,o in unit_scores(drop).items()}
+             for nm,o in ((nm, self._scored_or_zero(nm, drop)) for nm in names)}
     kept,units = sum(self.n_kept[nm] for nm in names),sum(self.n_units[nm] for nm in names)
     least = {nm:min(self._least(nm), self.n_kept[nm]) for nm in names}
     n = min(round(fraction*kept), kept-sum(least.values()), kept if may_return else units-kept)
@@ -102,7 +110,7 @@ def _swap_together(self:Masks, names, fraction, grow, drop, may_return):
     left,n_left = select(drops, kept-n, old, least)
     none = {nm:torch.zeros_like(left[nm]) for nm in names if nm not in old}
     away = {nm:~m for nm,m in left.items()} if may_return else {nm:~m for nm,m in old.items()} | none
-    new,n_new = select(unit_scores(grow), n, away)
+    new,n_new = select(grows, n, away)
     return {nm:(left[nm] | new[nm], n_left[nm]+n_new[nm]) for nm in names}
 
 # %% ../nbs/07_regrowth.ipynb #d28fd604
