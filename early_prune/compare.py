@@ -12,10 +12,12 @@ import hashlib
 import json
 import os
 import platform
+import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, fields
@@ -564,6 +566,7 @@ def _check_parent(path): # whose lock ends with it, on any machine that sees the
     lock = FileLock(path)
     try: lock.acquire(timeout=0)
     except Timeout: return
+    Path(path).unlink(missing_ok=True)
     lock.release()
     raise _ParentGone('the process that asked for this training has ended')
 
@@ -639,6 +642,38 @@ def _ray(**kwargs):
 
 if 'ray' not in BACKENDS: register_parallel_backend('ray', _ray) # so that its name is enough
 
+# %% ../nbs/15_compare.ipynb #36fa4441
+_ATTEMPTS = 3 # with a worker killed in each and no training finished in between
+
+def _killed_workers(): # errors of backends; one that is not imported raised none
+    known = {'ray.exceptions':('RayActorError', 'WorkerCrashedError', 'OutOfMemoryError', 'NodeDiedError'),
+             'distributed.scheduler':('KilledWorker',)}
+    found = [getattr(sys.modules[nm], o) for nm,names in known.items() if nm in sys.modules for o in names]
+    return (BrokenProcessPool, *found)
+
+def _go_on(runs, before, path, attempts, error): # with those that have not been recorded since
+    recorded = {r['key'] for r in Results(path)._lines()[before:]}
+    left = [run for run in runs if run.key not in recorded]
+    kept = f'{len(runs)-len(left)} of {len(runs)} trainings have ended and are kept in {path}'
+    said = f'a worker was killed ({type(error).__name__}): {kept}'
+    if len(left)==len(runs) and attempts==_ATTEMPTS:
+        raise ChildProcessError(f'{said}, none in {attempts} attempts; the same call tries again') from error
+    if left: warnings.warn(f'{said}, the others go on', stacklevel=4)
+    return left
+
+def _settle(runs, path, n_jobs, show_progress, wait): # keys of the runs that this process has tried or seen finished
+    left,attempts = runs,0
+    while left:
+        before,attempts = len(Results(path)._lines()),attempts+1
+        try:
+            with _asking(path, n_jobs) as parent:
+                jobs = [delayed(_train_one)(run, path, wait, parent) for run in left]
+                found = _in_parallel(jobs, n_jobs, show_progress)
+                return found | {run.key for run in runs if run not in left}
+        except _killed_workers() as e: now = _go_on(left, before, path, attempts, e)
+        left,attempts = now,attempts if len(now)==len(left) else 0
+    return {run.key for run in runs}
+
 def train_runs(
     runs:list,               # `Run`s
     path:str|Path,           # File of results; finished runs in it are not repeated
@@ -651,9 +686,7 @@ def train_runs(
     missing = [run for run in runs if run.key not in done]
     for wait in (False, True):
         if not missing: break
-        with _asking(path, n_jobs) as parent:
-            jobs = [delayed(_train_one)(run, path, wait, parent) for run in missing]
-            settled = _in_parallel(jobs, n_jobs, show_progress)
+        settled = _settle(missing, path, n_jobs, show_progress, wait)
         missing = [run for run in missing if run.key not in settled]
     comparison = read_runs(runs, path)
     if n := len(comparison.failures):

@@ -16,8 +16,10 @@ import shutil
 import threading
 import warnings
 import zlib
-from functools import partial
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial, reduce
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -403,7 +405,7 @@ def _header(tensors, meta):
     return len(text).to_bytes(8, 'little') + text
 
 # %% ../nbs/10_surgery.ipynb #a1f3c202
-_PIECE = 2**19
+_PIECE = 2**21 # bytes
 
 def _check_of_text(meta, entries):
     check = 0
@@ -412,6 +414,27 @@ def _check_of_text(meta, entries):
     for nm,(dtype,shape) in entries.items(): check = zlib.crc32(f'{nm} {dtype} {list(shape)}'.encode(), check)
     return check
 
+def _crc(pieces): return reduce(lambda check, o: zlib.crc32(o, check), pieces, 0).to_bytes(4)
+
+class _Checksum: # threads take it of some pieces while the next are read or written
+    def __init__(self, check):
+        self.check,self.sums,self.pieces,self.size,self.pool = check,[],[],0,ThreadPoolExecutor(2)
+
+    def __enter__(self): return self
+    def __exit__(self, *args): self.pool.shutdown()
+
+    def add(self, piece):
+        self.pieces.append(piece)
+        self.size += len(piece)
+        if self.size<_PIECE: return
+        self.sums.append(self.pool.submit(_crc, self.pieces))
+        self.pieces,self.size = [],0
+        self.sums[-8:][0].result() # no more than eight wait, for they may be copies
+
+    def result(self):
+        found = b''.join([o.result() for o in self.sums]) + _crc(self.pieces)
+        return f'{zlib.crc32(found, self.check):08x}'
+
 def _pieces(t):
     flat = t.detach().as_subclass(Tensor).resolve_conj().resolve_neg().cpu().contiguous()
     numbers = flat.reshape(-1).view(torch.uint8).numpy()
@@ -419,15 +442,13 @@ def _pieces(t):
 
 def _save_file(tensors, path, meta):
     entries = {nm:(NAMES[t.dtype], t.shape) for nm,t in sorted(tensors.items())}
-    check = _check_of_text(meta, entries)
-    with open(path, 'xb') as f:
+    with open(path, 'xb') as f, _Checksum(_check_of_text(meta, entries)) as check:
         f.write(_header(tensors, meta | dict(check='0'*8)))
-        for nm in entries:
-            for piece in _pieces(tensors[nm]):
-                check = zlib.crc32(piece, check)
-                f.write(piece)
+        for piece in chain.from_iterable(_pieces(tensors[nm]) for nm in entries):
+            check.add(piece)
+            f.write(piece)
         f.seek(0)
-        f.write(_header(tensors, meta | dict(check=f'{check:08x}')))
+        f.write(_header(tensors, meta | dict(check=check.result())))
         f.flush()
         os.fsync(f.fileno())
 
@@ -458,14 +479,17 @@ def _clear_drafts(path):
         if o.name.startswith(f'.{path.name}.') and o.suffix=='.part' and not o.name.startswith(ours): o.unlink(True)
 
 def _rotate(path, keep):
+    if keep==1 or not path.exists(): return
+    if _older(path, 1).exists() and os.path.samefile(path, _older(path, 1)): return # by a writer that died after it
     for i in range(keep-1, 1, -1):
         if _older(path, i-1).exists(): os.replace(_older(path, i-1), _older(path, i))
-    if keep==1 or not path.exists(): return
     second = _draft(path).with_suffix('.link.part')
     second.unlink(missing_ok=True)
-    try: os.link(path, second)
-    except OSError: shutil.copyfile(path, second) # a file system without hard links
-    os.replace(second, _older(path, 1))
+    try:
+        try: os.link(path, second)
+        except OSError: shutil.copyfile(path, second) # a file system without hard links
+        os.replace(second, _older(path, 1))
+    finally: second.unlink(missing_ok=True)
 
 # %% ../nbs/10_surgery.ipynb #a1f3c205
 def write_tensors(
@@ -543,14 +567,15 @@ def _begin_reading(f):
 def _read_numbers(f, meta, entries):
     if 'check' not in meta: raise ValueError('it has no checksum, as files of early versions: build the network or '
                                              'learner there, and write it again with this version')
-    check,tensors = _check_of_text(meta, entries),{}
-    for nm,(dtype,shape) in entries.items():
-        tensors[nm] = torch.empty(shape, dtype=DTYPES[dtype])
-        for piece in _pieces(tensors[nm]):
-            if f.readinto(piece)!=len(piece): raise ValueError(f'it is truncated, within {nm[:60]!r}')
-            check = zlib.crc32(piece, check)
-            if dtype=='BOOL' and piece.max()>1: raise ValueError(f'{nm[:60]!r} has numbers that are not true or false')
-    if f'{check:08x}'!=meta.get('check'): raise ValueError('its checksum is another')
+    tensors = {nm:torch.empty(shape, dtype=DTYPES[dtype]) for nm,(dtype,shape) in entries.items()}
+    with _Checksum(_check_of_text(meta, entries)) as check:
+        for nm,t in tensors.items():
+            for piece in _pieces(t):
+                if f.readinto(piece)!=len(piece): raise ValueError(f'it is truncated, within {nm[:60]!r}')
+                if t.dtype==torch.bool and piece.max()>1:
+                    raise ValueError(f'{nm[:60]!r} has numbers that are not true or false')
+                check.add(piece)
+        if check.result()!=meta['check']: raise ValueError('its checksum is another')
     return tensors
 
 # %% ../nbs/10_surgery.ipynb #a1f3c210

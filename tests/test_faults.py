@@ -382,6 +382,23 @@ def two_writers(path, keep, kills, seed=0):
     assert not list(path.parent.glob('.*.part')), 'drafts of the dead are left'
     return damaged
 
+@pytest.mark.parametrize('error', [KeyboardInterrupt, OSError])
+def test_a_writer_that_dies_between_rotation_and_rename(tmp_path, monkeypatch, error):
+    "What it has turned is not turned again: older files stay different, and no second name is left over."
+    path,replace = tmp_path/'x.safetensors',os.replace
+    def die(a, b):
+        if Path(b)==path: raise error('dies')
+        replace(a, b)
+    for i in range(3): write_state(path, dict(i=i), 3)
+    for _ in range(2):
+        with monkeypatch.context() as patched, pytest.raises(error):
+            patched.setattr(os, 'replace', die)
+            write_state(path, dict(i=-1), 3)
+    assert [read_state(surgery._older(path, i))['i'] for i in range(3)]==[2, 2, 1]
+    write_state(path, dict(i=3), 3)
+    assert [read_state(surgery._older(path, i))['i'] for i in range(3)]==[3, 2, 1]
+    assert not list(tmp_path.glob('.*.part'))
+
 @pytest.mark.parametrize('keep', [1, 2, 3])
 def test_two_writers(tmp_path, keep): assert two_writers(tmp_path/'x.safetensors', keep, 6)==0
 
