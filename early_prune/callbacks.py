@@ -78,6 +78,12 @@ class _Together(Callback):
         wraps = (vars(cb).get('accelerator') for cb in self.learn.cbs) # fastai's, which wraps after our `before_fit`
         return n_ranks() if any(getattr(o, 'num_processes', 1)>1 for o in wraps) else 1
 
+    def _alone(self):
+        "Refuse a fit with two callbacks that would undo what the other does."
+        n = sum(isinstance(cb, type(self)) for cb in self.learn.cbs)
+        if n>1: raise ValueError(f'A fit has one `{type(self).__name__}`, got {n}: hand over one of them, or fit once '
+                                 'with each')
+
     def _decide(self, decide): return from_first(decide) if self._n_together()>1 else decide()
     def _in_all(self, choose):
         if self._n_together()==1: return choose()
@@ -143,9 +149,10 @@ def _limits(given):
 
 def _check_parts(**parts):
     for nm,o in parts.items():
-        if not isinstance(o, (str, type, bool, int, float)): continue
+        if not isinstance(o, (str, type, bool, int, float, dict, list, tuple, set)): continue
         hint = f': write `Neurons({o:g})`' if nm=='budget' and isinstance(o, float) else ''
-        raise TypeError(f'`{nm}` is {_SUCH[nm]}, got {o!r}{hint}')
+        if nm=='distribution' and isinstance(o, dict): hint = ': write `lambda shapes, sparsity: {...}`'
+        raise TypeError(f'`{nm}` is {_SUCH[nm]}, got {o!r:.80}{hint}')
 
 def _interval(every):
     if every<=0 or isinstance(every, float) and every>1:
@@ -187,6 +194,7 @@ class SparsifyCallback(_Together):
 def before_fit(self:SparsifyCallback):
     "Add columns to the training table: `sparsity`, and with regrowth the share of weights ever `explored`."
     self.fresh = True
+    self._alone()
     self._meet()
     self.columns = [ValueMetric(self._reached, 'sparsity')]
     if self.regrowth is not None: self.columns.append(ValueMetric(self._explored, 'explored'))
@@ -235,6 +243,7 @@ def _make_masks(self:SparsifyCallback):
     self.masks.amount = self.regrowth and self.regrowth.amount
     self.names = [nm for nm,p in self.masks.params.items() if p.requires_grad]
     if not self.names: raise ValueError('No prunable layer is trainable: all are frozen. Call `learn.unfreeze()` first')
+    _name_unheld(self.masks, self.model, self.names)
     self.end = self._share(self.sparsity, self.distribution)
     if self.regrowth is not None and self.start and not self.masks.masks:
         first = self._share(self.start, self.regrowth.sparse_start)
@@ -247,6 +256,19 @@ def _name_dense(masks):
     left = {nm:why for nm,why in masks.dense.items() if why in _SURPRISES}
     if left: warnings.warn('These weights stay dense: ' + '; '.join(f'{nm} {why}' for nm,why in left.items()) +
                            '. Name them in `ignore` if that is meant', stacklevel=2)
+
+def _name_unheld(masks, model, names):
+    "Say which zeros wake, and that adapters are masked without the weights they are added to."
+    zeros = {nm:1-p.detach().count_nonzero().item()/p.numel() for nm,p in masks.params.items() if nm not in masks.masks}
+    waking = {nm:share for nm,share in zeros.items() if .1<share<1 and nm in names}
+    if waking: warnings.warn(
+        f'{len(waking)} layers have zeros that no mask holds ({max(waking, key=waking.get)}: '
+        f'{max(waking.values()):.2f}), and they wake in this training. To go on from them: '
+        '`cb.masks = Masks(model).adopt_zeros()`', stacklevel=2)
+    merges = any(callable(getattr(m, 'merge', None)) and callable(getattr(m, 'unmerge', None)) for m in model.modules())
+    if merges and len(names)<len(masks.params): warnings.warn(
+        'Only adapters are masked: the weights they are added to are frozen and stay dense, and so does a network '
+        'into which the adapters are merged', stacklevel=2)
 
 @patch
 def _follow(self:SparsifyCallback, masks):
@@ -274,6 +296,12 @@ def target(self:SparsifyCallback,
     return {nm:self.schedule(pct, end, self.begin[nm]) for nm,end in self.end.items()}
 
 # %% ../nbs/12_callbacks.ipynb #6a097e6a
+@patch
+def after_backward(self:SparsifyCallback):
+    "Under mixed precision take infinite gradients out where weights are masked, before a step is given up for them."
+    if self.masks is None or not any(vars(cb).get('scaler') is not None for cb in self.learn.cbs): return
+    self.masks.mask_infinite()
+
 @patch
 def before_step(self:SparsifyCallback):
     "Choose new masks when due, then mask the gradients."
@@ -463,6 +491,7 @@ class EarlyPruneCallback(_Together):
 def before_fit(self:EarlyPruneCallback):
     "Add the columns `epi`, `neurons` and `mflops` to the training table; with regrowth `returned`."
     self.fresh,self.changed,device = True,False,next(self.model.parameters()).device
+    self._alone()
     self._meet()
     self.bytes_before = 0 if device.type=='cuda' else _peak_bytes(device)
     columns = dict(epi=self._epi, neurons=self._n_alive, mflops=self._mflops)

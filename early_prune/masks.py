@@ -631,6 +631,13 @@ def mask_grads(self:Masks):
     "Set the gradients of pruned weights to zero; call it after `backward`, before clipping and the step."
     _clear([(p.grad, mask) for _,p,mask in self.upheld if p.grad is not None])
 
+@patch
+@torch.no_grad()
+def mask_infinite(self:Masks):
+    "Set gradients of pruned weights to zero where they are not finite; call it before they are unscaled."
+    for _,p,mask in self.upheld:
+        if p.grad is not None: p.grad.masked_fill_(~(mask | p.grad.isfinite()), 0)
+
 # %% ../nbs/04_masks.ipynb #d04ca651
 def holds_zero(
     optimizer, # Optimizer, a wrapper, or a list of them

@@ -265,4 +265,5 @@ def load_state(self:Exploration,
 @patch
 def adopt_zeros(self:Masks)->Masks: # `self`
     "Start from the zeros of the network: the masks of a sparse checkpoint."
-    return self._set_all({nm:self._alive_units(nm, p.detach()!=0) for nm,p in self.params.items()})
+    found = {nm:self._alive_units(nm, p.detach()!=0) for nm,p in self.params.items()}
+    return self._set_all({nm:(units, n) for nm,(units,n) in found.items() if n}) # a new head of zeros is no pruned one
