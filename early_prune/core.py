@@ -31,7 +31,6 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import nn, Tensor
-from torch.func import functional_call
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.nn.utils.spectral_norm import SpectralNorm
@@ -447,13 +446,15 @@ def call_with(
     **named,         # What it takes by name
 ):                   # What `model` returns
     "Run `model` with other tensors in place of its own."
-    own,places = {},{} # a tensor in several places goes by the name of the first
+    own,places = {},[] # a tensor in several places goes by the name of the first
     for path,m in model.named_modules():
-        for nm,t in [*m._parameters.items(), *m._buffers.items()]:
-            place = f'{path}.{nm}'.lstrip('.')
-            if t is not None: places[place] = own.setdefault(id(t), place)
-    state = {place:tensors[nm] for place,nm in places.items() if nm in tensors}
-    return functional_call(model, state, inputs, named, tie_weights=False)
+        for held in (m._parameters, m._buffers):
+            for nm,t in held.items():
+                if t is not None: places.append((held, nm, own.setdefault(id(t), f'{path}.{nm}'.lstrip('.')), t))
+    for held,nm,place,t in places: held[nm] = tensors.get(place, t)
+    try: return model(*inputs, **named)
+    finally:
+        for held,nm,_,t in places: held[nm] = t
 
 # %% ../nbs/00_core.ipynb #80a9878b
 _PLAIN = (type(None), Number, str, bytes, bytearray, range, slice, type, Enum, ModuleType, np.ndarray, np.generic,

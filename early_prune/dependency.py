@@ -197,8 +197,7 @@ class Dyes(TorchDispatchMode):
         if self.follows and any(map(self.of, inputs)): self.follow(func, out, args, kwargs)
         if self.op not in LAYOUT: self.note(pointwise, out, args, kwargs, inputs)
         if targets: return self.turn(targets, out)
-        if isinstance(out, Tensor): self.leaves.append(weakref.ref(out))
-        else: self.leaves += map(weakref.ref, _tensors(out))
+        self.leaves += map(weakref.ref, _tensors(out))
         return out
 
     def unknown(self, tensors):
@@ -408,7 +407,7 @@ def meet(self:Dyes,
 def _integers(module):
     found = {}
     for nm,v in vars(module).items():
-        closed = isinstance(v, (nn.Module, Tensor, type, FunctionType, ModuleType)) or nm[0]=='_'
+        closed = nm[0]=='_' or isinstance(v, (nn.Module, Tensor, type, FunctionType, ModuleType))
         held = {} if closed else v if isinstance(v, dict) else getattr(v, '__dict__', {})
         for attr,o in [(nm, v), *((f'{nm}.{k}', o) for k,o in held.items())]:
             o = o[0] if isinstance(o, tuple) and len(o)==1 else o
@@ -1558,6 +1557,24 @@ def _split_off(groups, dyes): # what a view splits off must be able to change al
 def _joints(dyes): return Counter((o.path, o.name) for o in dyes.course if 'batch_norm' not in o.name and o.joins())
 
 @patch
+def settle(self:_Trials):
+    "Fix what fails until all trials are passed."
+    groups,options = self.collect()
+    while len(groups) and (bad := self.wrong(groups)):
+        if not self.plain:
+            self.evaluate()
+            groups,options = self.collect()
+            continue
+        if options: groups,bad,options = *self.tried(groups, bad, options),None
+        if bad: groups = groups.renumber(~np.isin(groups.group_of, list(bad)), bad)
+    return self.done(groups)
+
+@patch
+def collect(self:_Trials):
+    "The table of groups from what the coloured runs have found, and other choices of the numbers that follow a cut."
+    return _collect(self.model, self.base, self.places, self.starts)
+
+@patch
 def done(self:_Trials, groups):
     "The table of groups that have passed all trials."
     if not len(groups): return groups
@@ -1627,13 +1644,16 @@ class _Contents:
             o = todo.pop()
             if id(o) in seen: continue
             seen[id(o)] = o
-            todo += [v for v in self.look(o) if type(v) not in _LEAVES]
+            for v in self.look(o):
+                if type(v) in _LEAVES: continue
+                if type(v) in _CONTAINERS and not v: self.empty.append(v)
+                else: todo.append(v)
 
     def look(self, o):
         "Remember an object, and return what it holds."
-        if type(o) in _CONTAINERS and not o:
-            self.empty.append(o)
-            return ()
+        if type(o) is dict: # by far the most
+            self.full.append((o, o.copy()))
+            return o.values()
         if type(o) in RANDOM: self.random.append((o, RANDOM[type(o)][0](o)))
         if type(o) in RANDOM or isinstance(o, _CLOSED): return ()
         held = ()
@@ -1780,15 +1800,7 @@ def trace(
     except Exception as e:
         why = f'{type(model).__name__} could not be run on the example inputs: {_first_line(e)}'
         raise ValueError(why+_hint(model, inputs, named, real)) from e
-    groups,options = _collect(model, trials.base, trials.places, trials.starts)
-    while len(groups) and (bad := trials.wrong(groups)):
-        if not trials.plain:
-            trials.evaluate()
-            groups,options = _collect(model, trials.base, trials.places, trials.starts)
-            continue
-        if options: groups,bad,options = *trials.tried(groups, bad, options),None
-        if bad: groups = groups.renumber(~np.isin(groups.group_of, list(bad)), bad)
-    groups,leaves = trials.done(groups),trials.leaves
+    groups,leaves = trials.settle(),trials.leaves
     del trials
     _forget(model, leaves)
     return groups
