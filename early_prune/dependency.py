@@ -63,9 +63,15 @@ _META = torch.device('meta')
 
 def _on_meta(t):
     if t.is_meta: return t
-    new = torch.empty_like(t, device=_META)
+    repeats = t.layout==torch.strided and 0 in t.stride()
+    if repeats: new = torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=_META)
+    else: new = torch.empty_like(t, device=_META)
     if (found := getattr(t, 'dyes', None)) is not None: new.dyes,new.silent = found,getattr(t, 'silent', False)
     return new
+
+def _own_shape(t): # what is repeated in memory has one slice
+    if t.layout!=torch.strided: return tuple(t.shape)
+    return tuple(n if step else 1 for n,step in zip(t.shape, t.stride()))
 
 def _tensors(tree):
     if isinstance(tree, Tensor): return [tree]
@@ -125,7 +131,9 @@ class _Op(NamedTuple): # an operator that ran: where, with which numbers, what c
 
 def _digest(t):
     if t.layout!=torch.strided or not t.numel(): return t.layout,tuple(t.shape)
-    t = t.detach().flatten()[::t.numel()//10_000+1].cpu().contiguous()
+    t = t.detach()[tuple(slice(None if step else 1) for step in t.stride())] # what is repeated counts once
+    t = t.flatten()[::t.numel()//10_000+1].cpu().contiguous()
+    if (t==t[0]).all(): t = t[:1] # of one number there may be more or fewer
     return hash((t.dtype, t.view(torch.uint8).numpy().tobytes()))
 
 class _Grouped(NamedTuple): # as many groups, or groups as large: either is the same norm of what is left
@@ -450,7 +458,7 @@ def pointwise(dyes, out, *args, **kwargs):
     "Element by element: what lies at the same index is tied"
     ndim = _tensors(out)[0].ndim
     xs = [x for x in _tensors((args, kwargs)) if x.ndim<=ndim]
-    found = dyes.meet(*(((1,)*(ndim-x.ndim)+tuple(x.shape), _lifted(dyes.of(x), ndim)) for x in xs))
+    found = dyes.meet(*(((1,)*(ndim-x.ndim)+_own_shape(x), _lifted(dyes.of(x), ndim)) for x in xs))
     for o in _tensors(out): dyes.pour(o, found)
 
 @rule('prelu', '_prelu_kernel')
@@ -499,6 +507,16 @@ def addmm(dyes, out, bias, a, b, **kwargs):
     dyes.zero = dyes.zero and dyes.is_silent(bias) and bool(dyes.of(bias))
     bias = (1,)*(out.ndim-bias.ndim)+tuple(bias.shape),_lifted(dyes.of(bias), out.ndim)
     dyes.pour(out, dyes.meet(bias, (tuple(out.shape), dyes.of(out))))
+
+@rule('mv', 'dot', 'vdot')
+def matvec(dyes, out, a, b):
+    "Product with a vector, as of the singular vectors of a spectral norm"
+    row,col = a if a.ndim>1 else a[None],b[:, None]
+    for new,old,dim in ((row, a, 0), (col, b, 1)):
+        if new is a: continue
+        dyes.pour(new, [np.expand_dims(d, dim) for d in dyes.of(old)])
+        new.silent = dyes.is_silent(old)
+    dyes.pour(out, [d[..., 0] for d in dyes.contract(row, col)] if a.ndim>1 else dyes.contract(row, col))
 
 # %% ../nbs/08_dependency.ipynb #66da7988
 @rule('convolution')
@@ -627,8 +645,9 @@ def view(dyes, out, x, *args):
         if len(_varies(d))>1: dyes.splits.append((tuple(dyes.path[-2:]), d))
         else: dyes.count(d.ravel(), *INNER)
     for n in range(len(new)):
-        mixed = [d for d in found if n in _varies(d)]
-        if len(mixed)>1: dyes.fix('`view` merges two coloured dimensions', *mixed)
+        mixed = sorted((d for d in found if n in _varies(d)), key=lambda d: len(np.unique(d)))[:-1]
+        if mixed: dyes.fix('`view` merges two coloured dimensions', *mixed) # the widest goes on
+        found = [d for d in found if not any(d is o for o in mixed)]
     dyes.pour(out, found)
 
 # %% ../nbs/08_dependency.ipynb #cf93705a
@@ -737,10 +756,12 @@ def competition(dyes, out, x, dim=None, *args, **kwargs):
 
 @rule('mean', 'sum', 'amax', 'amin', 'max', 'min', 'var', 'std', 'var_mean', 'std_mean', 'linalg_vector_norm', 'norm')
 def reduction(dyes, out, x, *args, dim=None, **kwargs):
-    "Mean, maximum, norm: the dimension disappears; the value depends on its size, so a cut is inexact"
+    "Mean, maximum: the dimension disappears, its size matters, so a cut is inexact; a sum loses only zeros"
     alone = args[0] if args and dyes.op in ('max', 'min') else dim
     dim = next((o for o in args[:2] if isinstance(o, (list, tuple))), alone)
-    dyes.inexact += [d.ravel() for d in _reduced(dyes, out, x, _dims(x, dim), _tensors(out)[0].ndim==x.ndim)]
+    gone = _reduced(dyes, out, x, _dims(x, dim), _tensors(out)[0].ndim==x.ndim)
+    adds = dyes.op=='sum' or 'norm' in dyes.op and not (args and isinstance(args[0], (int, float)) and args[0]<0)
+    if not (adds and dyes.is_silent(x)): dyes.inexact += [d.ravel() for d in gone]
 
 # %% ../nbs/08_dependency.ipynb #592e9415
 @rule('embedding')
@@ -778,6 +799,18 @@ def index_put(dyes, out, x, indices, values, *args):
     added = [d.reshape(d.shape[values.ndim-rest:]) for d in added]
     found = dyes.meet((shape, kept), (shape, added)) if kept else added
     dyes.pour(out, [d.reshape((1,)*n+d.shape) for d in found])
+
+@rule('scatter', 'scatter_add', 'scatter_reduce', 'index_add', 'index_copy', 'index_reduce')
+def scatter(dyes, out, x, dim, index, src, *args, **kwargs):
+    "Rows sent where numbers point, as messages along the edges of a graph: fixed there, column by column elsewhere"
+    at,pairs = dim%x.ndim,[]
+    for t in _tensors([x, src]):
+        dyes.fix('rows are sent by number', *(d for d in dyes.of(t) if at in _varies(d)))
+        shape = tuple(1 if i==at else n for i,n in enumerate(t.shape))
+        pairs.append((shape, [d for d in dyes.of(t) if at not in _varies(d)]))
+    if not pairs[0][1]: pairs = pairs[1:] # sent to something new
+    dyes.pour(out, dyes.meet(*pairs))
+    dyes.zero = False # what was there may not be zero
 
 @rule('roi_align', 'roi_pool')
 def roi(dyes, out, x, boxes, *args, **kwargs):

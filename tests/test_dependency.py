@@ -180,6 +180,72 @@ def test_heads_of_one_projection():
 
 # ---- safety
 
+EDGES = torch.tensor([[0, 1, 2, 3, 4, 5, 0, 2], [1, 2, 3, 4, 5, 0, 3, 5]])
+SENT = dict(scatter_add=lambda new,to,m: new.scatter_add_(0, to[:, None].expand_as(m), m),
+            index_add=lambda new,to,m: new.index_add_(0, to, m),
+            index_add_copy=lambda new,to,m: new.index_add(0, to, m),
+            amax=lambda new,to,m: new.scatter_reduce_(0, to[:, None].expand_as(m), m, reduce='amax', include_self=False),
+            mean=lambda new,to,m: new.scatter_add_(0, to[:, None].expand_as(m), m)/torch.bincount(to).clamp(min=1)[:, None].expand_as(new),
+            scatter=lambda new,to,m: new.scatter_(0, to[:6, None].expand(6, m.shape[1]), m[:6]),
+            index_copy=lambda new,to,m: new.index_copy_(0, to[:6], m[:6]))
+
+@pytest.mark.parametrize('way', SENT)
+def test_messages_along_edges(way):
+    "Nodes gather what their neighbours send; channels pass as they are."
+    def run(self, x):
+        for layer in (self.a, self.b):
+            m = layer(x)[EDGES[0]]
+            x = F.relu(SENT[way](m.new_zeros(len(x), m.shape[1]), EDGES[1], m))
+        return self.c(x)
+    net = Net(run, a=nn.Linear(4, 12), b=nn.Linear(12, 10), c=nn.Linear(10, 3))
+    groups = assert_law(net, torch.randn(6, 4).double())
+    assert [g.n for g in groups]==[12, 10] and not groups.inexact
+
+def test_where_messages_go_may_not_depend_on_the_width():
+    "Channels that are sent to nodes by their number from the end: after a cut they go elsewhere."
+    def run(self, x):
+        m = self.a(x)
+        to = torch.arange(m.shape[1]).flip(0)%6
+        return self.b(torch.zeros(6, m.shape[1]).scatter_add_(0, to.expand_as(m), m))
+    net,x = Net(run, a=nn.Linear(4, 12), b=nn.Linear(12, 3)).eval(),torch.randn(6, 4)
+    groups = trace(net, x)
+    assert not len(groups) or groups.inexact=={0}
+
+@pytest.mark.parametrize('made', [lambda o: spectral_norm(o), lambda o: torch.nn.utils.spectral_norm(o)], ids=['new', 'old'])
+@pytest.mark.parametrize('mode', [False, True])
+def test_a_spectral_norm_goes_with_its_layer(made, mode):
+    "Singular vectors are cut with the filters and their inputs, each of which has as many entries as the kernel has places."
+    with warnings.catch_warnings(action='ignore'):
+        net = nn.Sequential(made(conv(3, 8, 3)), nn.BatchNorm2d(8), nn.ReLU(), made(conv(8, 10, 3)), nn.ReLU(), nn.Flatten(), made(nn.Linear(160, 12)),
+                            nn.ReLU(), nn.Linear(12, 3)).double()
+    x = torch.randn(2, 3, 4, 4).double()
+    with torch.no_grad():
+        for _ in range(20): net.train()(x) # until the vectors have settled
+        groups = trace(net.train(mode), x)
+        assert [g.n for g in groups]==[8, 10, 12] and not groups.inexact
+        keep = {g.name:some(groups)[g.name] for g in groups}
+        silence(net.eval(), groups, keep)
+        want = net(x)
+        cut(net, groups, keep)
+        torch.testing.assert_close(net(x), want, rtol=1e-9, atol=1e-9)
+        net.train()(x)
+        assert net(x).isfinite().all()
+
+@pytest.mark.parametrize('how,exact', [(lambda h: h.sum(1, True), True), (lambda h: h.norm(dim=1, keepdim=True), True), (lambda h: h.norm(3, 1, True), True),
+                                       (lambda h: h.norm(-torch.inf, 1, True), False), (lambda h: h.mean(1, True), False), (lambda h: h.exp().sum(1, True), False),
+                                       (lambda h: h.amax(1, True), False), (lambda h: h.var(1, keepdim=True), False)])
+def test_a_sum_loses_only_zeros(how, exact):
+    net = Net(lambda self, x: self.b(how(F.relu(self.a(x)))), a=nn.Linear(4, 12), b=nn.Linear(1, 3))
+    groups = assert_law(net, torch.randn(6, 4).double()) if exact else trace(net.eval(), torch.randn(6, 4))
+    assert len(groups)==1 and groups.inexact==(set() if exact else {0})
+
+def test_of_merged_dimensions_the_widest_is_free():
+    "A table of channels and places, flattened and read by a layer: places stay, channels go with all of theirs."
+    net = Net(lambda self, x: self.b((self.a(x)[:, :, None]*self.t).flatten(1)), a=nn.Linear(4, 6), b=nn.Linear(18, 2))
+    net.t = nn.Parameter(torch.randn(6, 3))
+    groups = assert_law(net, torch.randn(5, 4).double())
+    assert [g.n for g in groups]==[6]
+
 def test_unknown_operator_fixes():
     net = Net(lambda m,x: m.c(torch.fft.fft(m.b(m.a(x))).real), a=nn.Linear(3, 6), b=nn.Linear(6, 5), c=nn.Linear(5, 2))
     groups = assert_law(net, torch.randn(4, 3).double())
