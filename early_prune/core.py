@@ -9,23 +9,26 @@ __all__ = ['LINEAR_MAPS', 'Matrix', 'matrices', 'prunable', 'check_sparsity', 'l
 # %% ../nbs/00_core.ipynb #fa38a1de
 import datetime
 import dis
+import gc
+import random
 import re
 import sys
 import warnings
 import weakref
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator, Mapping, MappingView, Set
 from contextlib import contextmanager
 from copy import copy, deepcopy
 from difflib import get_close_matches
 from dataclasses import asdict, dataclass
 from enum import Enum
-from functools import cache, partial
+from functools import _lru_cache_wrapper, cache, partial
 from inspect import signature
 from itertools import islice, product
 from numbers import Number
+from operator import is_
 from pathlib import PurePath
-from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
+from types import BuiltinFunctionType, CellType, FunctionType, MethodType, ModuleType
 
 import numpy as np
 import pandas as pd
@@ -55,7 +58,7 @@ _PICKS = ('__getitem__', 'select', 'index_select', 'unbind', 'view', 'reshape', 
 
 class _Book:
     "What is seen while the forward pass of one module is followed."
-    def __init__(self, yes): self.yes,self.asked,self.products,self.tables,self.norms = yes,0,{},set(),set()
+    def __init__(self, yes): self.yes,self.asked,self.products,self.tables,self.norms,self.made = yes,0,{},set(),set(),[]
 
     def guess(self):
         self.asked += 1
@@ -72,6 +75,7 @@ class _Stand:
     "Stands for anything in a forward pass; of a parameter it knows where its dimensions are."
     def __init__(self, book, of=None, axes=None, ndim=0, layer=None, method=None):
         vars(self).update(book=book, of=of, axes=axes, ndim=ndim, layer=layer, method=method)
+        book.made.append(weakref.ref(self))
 
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None): return _compute(func.__name__, args, kwargs or {})
@@ -179,6 +183,116 @@ def _einsum(args):
         if ins and (not o.axes or len(side)==len(o.axes)): found = not o.book.note(o, outs, ins)
     return found
 
+# %% ../nbs/00_core.ipynb #5ac1d0f2
+@cache
+def _slot_names(kind):
+    slots = [(c, s) for c in kind.__mro__ for s in np.atleast_1d(vars(c).get('__slots__', ()))]
+    names = [f'_{c.__name__.lstrip("_")}{s}' if s[:2]=='__' and s[-2:]!='__' else str(s) for c,s in slots]
+    return tuple(s for s in names if s not in ('__dict__', '__weakref__'))
+
+def _slots(o): return {s:getattr(o, s) for s in _slot_names(type(o)) if hasattr(o, s)}
+
+_LEAVES = {str, bytes, bool, int, float, complex, type(None), Tensor, nn.Parameter,
+           torch.dtype, torch.device, torch.Size}
+RANDOM = {torch.Generator:(torch.Generator.get_state, torch.Generator.set_state),
+          random.Random:(random.Random.getstate, random.Random.setstate),
+          np.random.RandomState:(np.random.RandomState.get_state, np.random.RandomState.set_state),
+          np.random.Generator:(lambda o: o.bit_generator.state, lambda o,was: setattr(o.bit_generator, 'state', was))}
+
+_BAGS = {dict, list, set, OrderedDict}
+_CLOSED = Tensor, type, ModuleType, np.ndarray
+
+def _unchanged(o, was):
+    same = len(o)==len(was) and all(map(is_, o, was))
+    return same and (not isinstance(o, dict) or all(map(is_, o.values(), was.values())))
+
+def _refill(o, was):
+    o.clear()
+    (o.update if isinstance(o, (dict, set)) else o.extend)(was)
+
+class _Contents:
+    "What a network, and all that it holds, has in its attributes and containers."
+    def __init__(self, *roots):
+        self.full,self.empty,self.cells,self.slots,self.random = [],[],[],[],[]
+        seen,todo = {},list(roots)
+        while todo:
+            o = todo.pop()
+            if id(o) in seen: continue
+            seen[id(o)] = o
+            for v in self.look(o):
+                if type(v) in _LEAVES: continue
+                if type(v) in _BAGS and not v: self.empty.append(v)
+                else: todo.append(v)
+
+    def look(self, o):
+        "Remember an object, and return what it holds."
+        if type(o) is dict: # by far the most
+            self.full.append((o, o.copy()))
+            return o.values()
+        if type(o) in RANDOM: self.random.append((o, RANDOM[type(o)][0](o)))
+        if type(o) in RANDOM or isinstance(o, _CLOSED): return ()
+        held = ()
+        if isinstance(o, (dict, list, set, deque)):
+            self.full.append((o, dict(o) if isinstance(o, dict) else list(o)))
+            held = o.values() if isinstance(o, dict) else o
+        elif isinstance(o, (tuple, frozenset)): held = o
+        elif isinstance(o, (FunctionType, MethodType, partial)): held = self.look_into(o)
+        if type(o) in _BAGS: return held
+        slots = _slots(o)
+        self.slots += [(o, nm, v) for nm,v in slots.items()]
+        return [*held, *slots.values(), *([vars(o)] if hasattr(o, '__dict__') else ())]
+
+    def look_into(self, f):
+        "Remember what a function has closed over, and return it, with the tables of its module that it names."
+        if isinstance(f, MethodType): return (f.__self__,)
+        if isinstance(f, partial): return f.func,f.args,f.keywords
+        cells = [(c, c.cell_contents) for c in f.__closure__ or () if c!=CellType()]
+        self.cells += cells
+        named = [f.__globals__.get(nm) for nm in f.__code__.co_names]
+        return [v for _,v in cells]+[v for v in named if type(v) in _BAGS]
+
+    def put_back(self):
+        "Give everything its contents back."
+        for o,was in self.full:
+            if not _unchanged(o, was): _refill(o, was)
+        for o in filter(None, self.empty): o.clear()
+        for o,nm,was in self.slots:
+            if getattr(o, nm, None) is not was: setattr(o, nm, was)
+        for c,was in self.cells:
+            if c.cell_contents is not was: c.cell_contents = was
+        for o,was in self.random: RANDOM[type(o)][1](o, was)
+
+class _Random:
+    "The states of the generators that everybody uses; one that was never used has none."
+    def __init__(self):
+        self.states = [(random.setstate, random.getstate()), (np.random.set_state, np.random.get_state()),
+                       (torch.set_rng_state, torch.get_rng_state())]
+        if torch.cuda.is_initialized():
+            self.states.append((torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all()))
+
+    def put_back(self):
+        "Go back to where the generators were."
+        for put,was in self.states: put(was)
+
+def _holds(cache, things):
+    held = gc.get_referents(cache)
+    held += gc.get_referents(*held)
+    return any(o is t for o in [*held, *gc.get_referents(*held)] for t in things)
+
+def _forget(refs, said):
+    "Empty the caches that hold what should be gone, and name what else holds it, after `said`, which takes a number."
+    alive = [t for r in refs if (t := r()) is not None]
+    if not alive: return
+    gc.collect()
+    caches = [o for o in gc.get_objects() if type(o) is _lru_cache_wrapper]
+    for o in caches:
+        if _holds(o, alive): o.cache_clear()
+    del alive
+    if left := [t for r in refs if (t := r()) is not None]:
+        kinds = {type(o).__name__ for t in left for o in gc.get_referrers(t) if o is not left}
+        warnings.warn(f'{said.format(len(left))}, in objects of type {", ".join(sorted(kinds))}: '
+                      'empty what keeps them', stacklevel=4)
+
 # %% ../nbs/00_core.ipynb #3b536401
 def _runs(m): return type(m).forward is not nn.Module.forward
 
@@ -212,19 +326,27 @@ def _stands_for(f, book, optional):
 def _follow(m, names, book, optional):
     args,named = _stands_for(type(m).forward, book, optional)
     try:
-        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        with warnings.catch_warnings():
             warnings.simplefilter('ignore')
             type(m).forward(_stand_in(m, book, names), *args, **named)
     except Exception as e: raise _Lost(str(e)) from e
 
+def _functions(m): return [f for c in type(m).__mro__ for f in vars(c).values() if isinstance(f, FunctionType) and c is not nn.Module]
+
 def _read(m, names):
     "What a module does with its parameters `{name: shape}`: products, tables, norms, and whether all of it was seen."
-    products,tables,norms,whole = {},set(),set(),False
+    products,tables,norms,whole,made = {},set(),set(),False,[]
+    was = _Contents(m, *_functions(m)),_Random()
     for yes,optional in product((True, False), (False, True)):
         book = _Book(yes)
         try: whole = not _follow(m, names, book, optional) or whole
         except _Lost: pass
+        finally:
+            for o in was: o.put_back()
         products,tables,norms = book.products | products,tables | book.tables,norms | book.norms
+        made += book.made
+    del book
+    _forget(made, f'A look at the layers leaves {{}} stand-ins outside of {type(m).__name__}')
     return products,tables,norms,whole
 
 # %% ../nbs/00_core.ipynb #6deb147a
@@ -462,14 +584,6 @@ _PLAIN = (type(None), Number, str, bytes, bytearray, range, slice, type, Enum, M
           datetime.date, datetime.time, datetime.timedelta, PurePath, re.Pattern)
 _CONTAINERS = (list, tuple, deque, Set, MappingView, Iterator)
 _LONGEST = 10_000 # items of an iterator, which may have no end
-
-@cache
-def _slot_names(kind):
-    slots = [(c, s) for c in kind.__mro__ for s in np.atleast_1d(vars(c).get('__slots__', ()))]
-    names = [f'_{c.__name__.lstrip("_")}{s}' if s[:2]=='__' and s[-2:]!='__' else str(s) for c,s in slots]
-    return tuple(s for s in names if s not in ('__dict__', '__weakref__'))
-
-def _slots(o): return {s:getattr(o, s) for s in _slot_names(type(o)) if hasattr(o, s)}
 
 def _attributes(o): return {f'.{nm}':v for nm,v in (_slots(o) | getattr(o, '__dict__', {})).items()}
 

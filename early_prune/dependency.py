@@ -6,20 +6,17 @@
 __all__ = ['SHAPED', 'RULES', 'Dyes', 'rule', 'headwise', 'Group', 'Groups', 'size_of', 'set_size', 'plain', 'trace']
 
 # %% ../nbs/08_dependency.ipynb #818cd841
-import gc
 import json
 import math
-import random
 import warnings
 import weakref
-from collections import Counter, OrderedDict, deque
+from collections import Counter
 from contextlib import ExitStack, contextmanager
 from copy import copy
 from dataclasses import dataclass, field, replace
-from functools import _lru_cache_wrapper, cache, cached_property, lru_cache, partial, wraps
+from functools import cache, cached_property, lru_cache, partial, wraps
 from itertools import product, zip_longest
-from operator import is_
-from types import CellType, FunctionType, MethodType, ModuleType
+from types import FunctionType, ModuleType
 from typing import NamedTuple
 
 import matplotlib.pyplot as plt
@@ -40,7 +37,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torchvision.models.maxvit import RelativePositionalMultiHeadAttention
 from torchvision.models.swin_transformer import ShiftedWindowAttention, ShiftedWindowAttentionV2
 
-from .core import _slots, call_with, evaluating, tensors_in
+from .core import _Contents, _forget, _Random, call_with, evaluating, tensors_in
 
 # %% ../nbs/08_dependency.ipynb #44e4dd79
 @lru_cache(10_000)
@@ -1649,88 +1646,6 @@ def origin(self:Groups
     "Say which neurons of the first network these are."
     return self.past or {g.name:tuple(range(g.n)) for g in self}
 
-# %% ../nbs/08_dependency.ipynb #13a48949
-_LEAVES = {str, bytes, bool, int, float, complex, type(None), Tensor, nn.Parameter,
-           torch.dtype, torch.device, torch.Size}
-RANDOM = {torch.Generator:(torch.Generator.get_state, torch.Generator.set_state),
-          random.Random:(random.Random.getstate, random.Random.setstate),
-          np.random.RandomState:(np.random.RandomState.get_state, np.random.RandomState.set_state),
-          np.random.Generator:(lambda o: o.bit_generator.state, lambda o,was: setattr(o.bit_generator, 'state', was))}
-
-_CONTAINERS = {dict, list, set, OrderedDict}
-_CLOSED = Tensor, type, ModuleType, np.ndarray
-
-def _same(o, was):
-    same = len(o)==len(was) and all(map(is_, o, was))
-    return same and (not isinstance(o, dict) or all(map(is_, o.values(), was.values())))
-
-def _fill(o, was):
-    o.clear()
-    (o.update if isinstance(o, (dict, set)) else o.extend)(was)
-
-class _Contents:
-    "What a network, and all that it holds, has in its attributes and containers."
-    def __init__(self, model):
-        self.full,self.empty,self.cells,self.slots,self.random = [],[],[],[],[]
-        seen,todo = {},[model]
-        while todo:
-            o = todo.pop()
-            if id(o) in seen: continue
-            seen[id(o)] = o
-            for v in self.look(o):
-                if type(v) in _LEAVES: continue
-                if type(v) in _CONTAINERS and not v: self.empty.append(v)
-                else: todo.append(v)
-
-    def look(self, o):
-        "Remember an object, and return what it holds."
-        if type(o) is dict: # by far the most
-            self.full.append((o, o.copy()))
-            return o.values()
-        if type(o) in RANDOM: self.random.append((o, RANDOM[type(o)][0](o)))
-        if type(o) in RANDOM or isinstance(o, _CLOSED): return ()
-        held = ()
-        if isinstance(o, (dict, list, set, deque)):
-            self.full.append((o, dict(o) if isinstance(o, dict) else list(o)))
-            held = o.values() if isinstance(o, dict) else o
-        elif isinstance(o, (tuple, frozenset)): held = o
-        elif isinstance(o, (FunctionType, MethodType, partial)): held = self.look_into(o)
-        if type(o) in _CONTAINERS: return held
-        slots = _slots(o)
-        self.slots += [(o, nm, v) for nm,v in slots.items()]
-        return [*held, *slots.values(), *([vars(o)] if hasattr(o, '__dict__') else ())]
-
-    def look_into(self, f):
-        "Remember what a function has closed over, and return it."
-        if isinstance(f, MethodType): return (f.__self__,)
-        if isinstance(f, partial): return f.func,f.args,f.keywords
-        cells = [(c, c.cell_contents) for c in f.__closure__ or () if c!=CellType()]
-        self.cells += cells
-        return [v for _,v in cells]
-
-    def put_back(self):
-        "Give everything its contents back."
-        for o,was in self.full:
-            if not _same(o, was): _fill(o, was)
-        for o in filter(None, self.empty): o.clear()
-        for o,nm,was in self.slots:
-            if getattr(o, nm, None) is not was: setattr(o, nm, was)
-        for c,was in self.cells:
-            if c.cell_contents is not was: c.cell_contents = was
-        for o,was in self.random: RANDOM[type(o)][1](o, was)
-
-class _Random:
-    "The states of the generators that everybody uses; one that was never used has none."
-    def __init__(self):
-        self.states = [(random.setstate, random.getstate()), (np.random.set_state, np.random.get_state()),
-                       (torch.set_rng_state, torch.get_rng_state())]
-        if torch.cuda.is_initialized():
-            self.states.append((torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all()))
-
-    def put_back(self):
-        "Go back to where the generators were."
-        for put,was in self.states: put(was)
-
 # %% ../nbs/08_dependency.ipynb #b9528a2b
 class _Home(TorchFunctionMode):
     "Let tensors without numbers say that they are where the network is."
@@ -1835,7 +1750,7 @@ def trace(
         raise ValueError(why+_hint(model, inputs, named, real)) from e
     groups,leaves = trials.settle(),trials.leaves
     del trials
-    _forget(model, leaves)
+    _forget(leaves, f'`trace` leaves {{}} tensors without numbers outside of {type(model).__name__}')
     return groups
 
 def _check_traceable(model, inputs, named):
@@ -1850,25 +1765,6 @@ def _hint(model, inputs, named, real):
     try: _flow(model, (inputs, named), _resized(model, {}, None, True), {}, Dyes(True))
     except STOPS: return ''
     return '. With numbers it runs: call `trace` with `real=True`'
-
-# %% ../nbs/08_dependency.ipynb #a71ebb89
-def _holds(cache, tensors):
-    held = gc.get_referents(cache)
-    held += gc.get_referents(*held)
-    return any(o is t for o in [*held, *gc.get_referents(*held)] for t in tensors)
-
-def _forget(model, leaves):
-    alive = [t for r in leaves if (t := r()) is not None]
-    if not alive: return
-    gc.collect()
-    caches = [o for o in gc.get_objects() if type(o) is _lru_cache_wrapper]
-    for o in caches:
-        if _holds(o, alive): o.cache_clear()
-    del alive
-    if left := [t for r in leaves if (t := r()) is not None]:
-        kinds = {type(o).__name__ for t in left for o in gc.get_referrers(t) if o is not left}
-        warnings.warn(f'`trace` leaves {len(left)} tensors without numbers outside of {type(model).__name__}, '
-                      f'in objects of type {", ".join(sorted(kinds))}: empty what keeps them', stacklevel=3)
 
 # %% ../nbs/08_dependency.ipynb #3c457b21
 def _collect(model, dyes, places, starts):

@@ -584,8 +584,15 @@ def test_a_look_leaves_no_trace(way, real):
     assert all(a.equal(b) for a,b in zip(net.state_dict().values(), twin.state_dict().values()))
 
 EVERYTHING = []
-def test_a_cache_outside_that_cannot_be_emptied_is_named():
+class Store: everything = []
+
+def test_a_table_of_the_module_is_put_back():
     def keeps(m, x): EVERYTHING.append(h := m.a(x)); return m.b(h)
+    trace(Net(keeps, a=nn.Linear(3, 4), b=nn.Linear(4, 2)), torch.randn(2, 3))
+    assert not EVERYTHING
+
+def test_a_cache_outside_that_cannot_be_emptied_is_named():
+    def keeps(m, x): Store.everything.append(h := m.a(x)); return m.b(h)
     with pytest.warns(UserWarning, match='tensors without numbers outside of Net, in objects of type list'):
         trace(Net(keeps, a=nn.Linear(3, 4), b=nn.Linear(4, 2)), torch.randn(2, 3))
 

@@ -1,5 +1,7 @@
 "Which tensors are matrices is found by what a layer computes, and masks divide them along the right dimension."
+import functools
 import math
+import random
 
 import pytest
 import torch
@@ -224,3 +226,47 @@ def test_filters_of_spectral_norm_and_of_weight_norm():
     net = nn.Sequential(parametrizations.weight_norm(nn.Conv2d(3, 8, 3)), nn.Conv2d(8, 4, 3))
     masks = Masks(net, by_filter)
     assert masks.skipped==['0.parametrizations.weight.original1'] and 'length of a filter' in masks.dense[masks.skipped[0]]
+
+KEPT = {}
+
+@functools.cache
+def counted(n): return n
+
+class Helper: table = None
+
+class Keeps(nn.Module):
+    "A layer that keeps what it computes, in places that a copy of the module shares with it."
+    def __init__(self, where):
+        super().__init__()
+        self.w,self.helper,self.where,self.calls,self.nested = nn.Parameter(torch.randn(4, 4)),Helper(),where,0,{'a':[]}
+        last = None
+        def closed(x):
+            nonlocal last
+            last = x if last is None else last
+            return last
+        self.closed = closed
+
+    def forward(self, x):
+        self.calls += 1
+        ones = x.new_ones(x.shape[-1])
+        if self.where=='object':
+            if self.helper.table is None: self.helper.table = ones
+            ones = self.helper.table
+        elif self.where=='module': ones = KEPT.setdefault('ones', ones)
+        elif self.where=='nested':
+            self.nested['a'].append(ones)
+            ones = self.nested['a'][0]
+        elif self.where=='closure': ones = self.closed(ones)
+        else: ones = counted(ones)
+        return x@self.w+ones
+
+@pytest.mark.parametrize('where', ['object', 'module', 'nested', 'closure', 'cache'])
+def test_a_look_at_the_layers_leaves_nothing(where):
+    "The network that was looked at computes what its twin does, bit for bit, and no cache has grown."
+    KEPT.clear(); counted.cache_clear()
+    torch.manual_seed(0)
+    net,x = Keeps(where),torch.randn(2, 4)
+    want,state = x@net.w+1,random.getstate()
+    assert list(prunable(net))==['w']
+    assert net.calls==0 and not KEPT and not counted.cache_info().currsize and net.helper.table is None and random.getstate()==state
+    assert net(x).equal(want)
