@@ -280,7 +280,7 @@ def _holds(cache, things):
     return any(o is t for o in [*held, *gc.get_referents(*held)] for t in things)
 
 def _forget(refs, said):
-    "Empty the caches that hold what should be gone, and name what else holds it, after `said`, which takes a number."
+    "Empty the caches that hold what should be gone, and name what else holds it; `said` takes a number."
     alive = [t for r in refs if (t := r()) is not None]
     if not alive: return
     gc.collect()
@@ -331,7 +331,9 @@ def _follow(m, names, book, optional):
             type(m).forward(_stand_in(m, book, names), *args, **named)
     except Exception as e: raise _Lost(str(e)) from e
 
-def _functions(m): return [f for c in type(m).__mro__ for f in vars(c).values() if isinstance(f, FunctionType) and c is not nn.Module]
+def _functions(m):
+    own = type(m).__mro__[:type(m).__mro__.index(nn.Module)]
+    return [f for c in own for f in vars(c).values() if isinstance(f, FunctionType)]
 
 def _read(m, names):
     "What a module does with its parameters `{name: shape}`: products, tables, norms, and whether all of it was seen."
