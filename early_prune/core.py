@@ -58,7 +58,8 @@ _PICKS = ('__getitem__', 'select', 'index_select', 'unbind', 'view', 'reshape', 
 
 class _Book:
     "What is seen while the forward pass of one module is followed."
-    def __init__(self, yes): self.yes,self.asked,self.products,self.tables,self.norms,self.made = yes,0,{},set(),set(),[]
+    def __init__(self, yes):
+        self.yes,self.asked,self.products,self.tables,self.norms,self.made = yes,0,{},set(),set(),[]
 
     def guess(self):
         self.asked += 1
