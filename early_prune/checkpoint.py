@@ -7,28 +7,40 @@ __all__ = ['write_state', 'read_state', 'loader_state', 'load_loader', 'save_che
            'Contents', 'contents']
 
 # %% ../nbs/14_checkpoint.ipynb #1368cd90
+import hashlib
+import io
 import json
 import random
+import sys
+import sysconfig
 import warnings
+import weakref
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import singledispatch
-from pathlib import Path
+from enum import Enum
+from functools import cache, partial, singledispatch
+from itertools import islice
+from pathlib import Path, PurePath
+from types import BuiltinFunctionType, CellType, FunctionType, MethodType, ModuleType
 
 import numpy as np
 import pandas as pd
 import torch
 from fastai.callback.core import Callback
+from fastai.data.core import TfmdDL
 from fastai.data.load import DataLoader
 from fastai.learner import Learner, Metric
-from fastai.torch_core import rank_distrib
+from fastai.torch_core import TensorBase, rank_distrib
 from fastcore.basics import GetAttr, patch
 from fastcore.foundation import L
 from filelock import Timeout
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from .data import ImageDL
 from .dependency import HEADWISE, plain
-from .optimizers import load_memory, memory_state, note_memory
+from .optimizers import _restored, _storable, _Weights, load_memory, memory_state, note_memory
 from .surgery import (_attributes, _fill, _older, _owned, _passing, _replace, free, lock_of, read_tensors, rewrap,
     storable, write_tensors)
 
@@ -110,7 +122,7 @@ class _Unpacker:
         return torch.from_numpy(np.unpackbits(t.numpy(), count=n).view(bool)).view(shape)
 
 # %% ../nbs/14_checkpoint.ipynb #fa12915f
-_FORMAT = 'early_prune checkpoint 1'
+_FORMAT = 'early_prune checkpoint 2'
 
 def write_state(
     path:str|Path, # File to write, `.safetensors`; a link stays a link
@@ -201,6 +213,8 @@ def _load_chance(state):
         torch.cuda.set_rng_state_all(state['cuda'])
 
 # %% ../nbs/14_checkpoint.ipynb #edc50196
+_ASKED = '_n_inp','_types' # what fastai learns from one item more
+
 @singledispatch
 def loader_state(
     dl,    # A loader of training or validation batches
@@ -210,7 +224,7 @@ def loader_state(
     return dict(generators=[g.get_state() for g in found])
 
 @loader_state.register
-def _(dl:DataLoader): return dict(rng=_random_state(dl.rng.getstate()))
+def _(dl:DataLoader): return dict(rng=_random_state(dl.rng.getstate()), asked=[nm for nm in _ASKED if nm in vars(dl)])
 
 @loader_state.register
 def _(dl:ImageDL): return dict(seed=dl.seed, epoch=dl.epoch)
@@ -226,18 +240,16 @@ def load_loader(
     for g,o in zip(found, state['generators'], strict=True): g.set_state(o)
 
 @load_loader.register
-def _(dl:DataLoader, state): dl.rng.setstate(_to_random(state['rng']))
+def _(dl:DataLoader, state):
+    for nm in _ASKED:
+        if nm in vars(dl) and nm not in state['asked']: delattr(dl, nm)
+    if isinstance(dl, TfmdDL) and any(nm not in vars(dl) for nm in state['asked']): dl._one_pass()
+    dl.rng.setstate(_to_random(state['rng']))
 
 @load_loader.register
 def _(dl:ImageDL, state): dl.seed,dl.epoch = int(state['seed']),int(state['epoch'])
 
 def _wholes(learn): return [getattr(dl, 'dl', dl) for dl in learn.dls.loaders] # without what divides among processes
-
-def _beginning(learn): return dict(chance=_chance(), loaders=[loader_state(dl) for dl in _wholes(learn)])
-
-def _load_beginning(learn, state):
-    for dl,o in zip(_wholes(learn), state['loaders'], strict=True): load_loader(dl, o)
-    _load_chance(state['chance'])
 
 # %% ../nbs/14_checkpoint.ipynb #b522b136
 def _has_state(o): return hasattr(type(o), 'state') and hasattr(type(o), 'load_state')
@@ -284,11 +296,260 @@ def _load_callbacks(learn, states):
     if lost := [nm for nm,o in states.items() if nm not in mine and {'groups', 'masks'} & o.keys()]:
         raise ValueError(f'it holds the state of {lost[0]!r}, a callback that this fit does not have')
 
+# %% ../nbs/14_checkpoint.ipynb #6999e0ee
+_DRAWS = torch.Generator,random.Random,np.random.Generator,np.random.RandomState
+
+def _listed(o): # NumPy's states in numbers, some of which have 128 bits
+    if isinstance(o, dict): return {k:_listed(v) for k,v in o.items()}
+    return o.tolist() if isinstance(o, (np.ndarray, np.generic)) else o
+
+def _draws_of(g):
+    if isinstance(g, torch.Generator): return g.get_state()
+    if isinstance(g, random.Random): return _random_state(g.getstate())
+    return _listed(g.bit_generator.state if isinstance(g, np.random.Generator) else g.get_state(legacy=False))
+
+def _set_draws(g, state):
+    if isinstance(g, random.Random): g.setstate(_to_random(state))
+    elif isinstance(g, np.random.Generator): g.bit_generator.state = state
+    else: g.set_state(state)
+
+# %% ../nbs/14_checkpoint.ipynb #baf54bf2
+_FIXED = (bytes, type, ModuleType, weakref.ReferenceType, PurePath, Enum, torch.dtype, torch.device,
+          torch.layout, random.SystemRandom, io.IOBase, Learner, torch.optim.Optimizer)
+_PLAYED = 'it','rng','fake_l','_DataLoader__idxs','_iterator',*_ASKED # played forward with the loader
+_OWN = '_forward_','_backward_','_state_dict_','_load_state_dict_','_is_full_backward','training','__stored_args__'
+
+def _named_draws(f): return [(nm, g) for nm in f.__code__.co_names if isinstance(g := f.__globals__.get(nm), _DRAWS)]
+
+@cache
+def _draws_in(cls):
+    functions = [f for c in cls.__mro__ for f in vars(c).values() if isinstance(f, FunctionType)]
+    return [o for f in functions for o in _named_draws(f)]
+
+def _held(o):
+    "What an object holds: `(key, value)`."
+    if isinstance(o, dict): return list(zip(o if _by_name(o) else range(len(o)), o.values()))
+    if isinstance(o, (list, tuple, deque, L, set)): return list(enumerate(o))
+    if isinstance(o, MethodType): return [('self', o.__self__), ('func', o.__func__)]
+    if isinstance(o, BuiltinFunctionType): return [('self', g)] if isinstance(g := o.__self__, _DRAWS) else []
+    if isinstance(o, partial): return [('func', o.func), ('args', o.args), ('keywords', o.keywords)]
+    if isinstance(o, CellType): return [('cell_contents', o.cell_contents)] if o!=CellType() else []
+    if isinstance(o, FunctionType):
+        return [*zip(o.__code__.co_freevars, o.__closure__ or ()), *_named_draws(o), *vars(o).items()]
+    if isinstance(o, (Tensor, np.ndarray)) or not hasattr(o, '__dict__'): return _slots(o)
+    left_out = _PLAYED if isinstance(o, (DataLoader, torch.utils.data.DataLoader)) else ()
+    own = [(k, v) for k,v in vars(o).items() if not k.startswith(_OWN) and k not in left_out]
+    return own + _slots(o) + _draws_in(type(o))
+
+def _by_name(o): return all(type(k) in (str, int) for k in o)
+
+def _slots(o):
+    given = [vars(c).get('__slots__', ()) for c in type(o).__mro__]
+    names = [nm for s in given for nm in ([s] if isinstance(s, str) else s)]
+    return [(nm, getattr(o, nm)) for nm in names if nm not in ('__dict__', '__weakref__') and hasattr(o, nm)]
+
+# %% ../nbs/14_checkpoint.ipynb #af93cb3f
+_LARGE = 2**16 # numbers of an array of data; of its lists 64 times less are values
+
+def _is_whole(o):
+    "Whether it holds numbers, text and tensors only, in containers that a file gives back as they were."
+    if type(o) in (list, tuple, deque, set, L): return all(map(_is_whole, o))
+    if type(o) is dict: return _by_name(o) and all(map(_is_whole, o.values()))
+    if isinstance(o, Tensor):
+        return o.layout is torch.strided and not o.is_meta and not is_traceable_wrapper_subclass(o)
+    if isinstance(o, (np.ndarray, np.generic)): return o.dtype.kind in 'bif'
+    return o is None or type(o) in (bool, int, float, complex, str)
+
+def _bare(o):
+    "The same without fastai's classes of tensors, and with tensors that later steps do not change."
+    if isinstance(o, TensorBase): o = o.as_subclass(Tensor)
+    if isinstance(o, dict): return {k:_bare(v) for k,v in o.items()}
+    if isinstance(o, deque): return deque(map(_bare, o), o.maxlen)
+    return type(o)(map(_bare, o)) if isinstance(o, (list, tuple, L, set)) else o
+
+def _is_large(o):
+    if isinstance(o, (Tensor, np.ndarray)): return np.prod(o.shape)>_LARGE
+    return isinstance(o, (list, tuple, dict, deque, L, set)) and len(o)>_LARGE//64
+
+def _print_of(o):
+    "What is equal for equal values, and short."
+    if isinstance(o, (Tensor, np.ndarray)):
+        t = torch.as_tensor(o).detach().as_subclass(Tensor).cpu().contiguous()
+        t = t.view(-1)[::max(1, t.numel()//_LARGE)].contiguous()
+        found = t.view(torch.uint8).numpy() if t.numel() else b''
+        return tuple(o.shape),str(o.dtype),hashlib.blake2b(found).hexdigest()
+    if isinstance(o, dict): return type(o),*((k, _print_of(v)) for k,v in islice(o.items(), 1000))
+    if isinstance(o, (list, tuple, deque, L, set)): return type(o),len(o),*map(_print_of, islice(o, 1000))
+    return repr(o) if _is_whole(o) else None
+
+# %% ../nbs/14_checkpoint.ipynb #9e90f228
+_PLACES = sysconfig.get_path('purelib'),sysconfig.get_path('platlib'),sysconfig.get_path('stdlib')
+
+def _is_foreign(o): # an object of an installed package
+    return (getattr(sys.modules.get(type(o).__module__), '__file__', None) or '').startswith(_PLACES)
+
+class _Survey:
+    "All that some objects hold, and what it hangs on, by its path."
+    def __init__(self, roots, tensors):
+        self.owned,self.seen,self.holders,self.values,self.draws = _Weights(tensors),{},{},{},{}
+        self.large,self.places,self.opaque = {},set(),{}
+        for path,o in roots.items(): self._look(o, path)
+
+    def _look(self, o, path):
+        if id(o) in self.seen or isinstance(o, _FIXED): return
+        self.seen[id(o)],self.holders[path] = o,o
+        items = _held_of_callback(o) if isinstance(o, Callback) else _held(o)
+        if not items and not isinstance(o, (dict, list, tuple, set, deque, L, Callback)): self.opaque[path] = o
+        for key,v in items: self._sort(v, path, key)
+
+    def _sort(self, v, path, key):
+        where,data = f'{path}.{key}',path.startswith('data')
+        if isinstance(v, _FIXED): return
+        if isinstance(v, _DRAWS): self.draws[path,key] = v
+        elif isinstance(v, Iterator): self.places.add(where)
+        elif data and _is_large(v): self.large[where] = v
+        elif _is_whole(v) and (stored := self._stored(v)) is not None: self.values[path,key] = v,stored
+        elif not (path.startswith('callbacks') and _is_foreign(v) and _held(v)): self._look(v, where)
+
+    def _stored(self, v):
+        try: return {'value':_storable(_bare(v), self.owned)}
+        except TypeError: return None # a type of tensor or a view that no file can hold
+
+    def prints(self):
+        "What is equal as long as nothing has changed, by path."
+        found = dict.fromkeys(self.holders) | {where:_print_of(v) for where,v in self.large.items()}
+        found |= {at:_print_of(stored) for at,(_,stored) in self.values.items()}
+        found |= {at:_print_of(_draws_of(g)) for at,g in self.draws.items()}
+        return found | {where:_value_of(o) for where,o in self.opaque.items()}
+
+def _held_of_callback(cb):
+    if _has_state(cb) or _is_foreign(cb): return []
+    left_out = 'learn','start_epoch','__stored_args__'
+    return [(nm, v) for nm,v in vars(cb).items() if nm not in left_out and not _keepable(v)]
+
+def _value_of(o):
+    if isinstance(o, Tensor): return str(type(o)),tuple(o.shape),o._version,id(o)
+    return None if (text := repr(o)).startswith('<') else text[:1000]
+
+# %% ../nbs/14_checkpoint.ipynb #2d34c763
+def _survey(learn, only=''):
+    roots = {'network':plain(learn.model), 'loss':learn.loss_func}
+    roots |= {f'data {i}':dl for i,dl in enumerate(_wholes(learn))}
+    roots |= {f'callbacks {nm}':cb for nm,cb in _callbacks(learn).items()}
+    return _Survey({nm:o for nm,o in roots.items() if nm.startswith(only)}, _owned(plain(learn.model)).values())
+
+def _first_look(learn):
+    if '_first_prints' not in vars(learn): vars(learn)['_first_prints'] = _survey(learn).prints()
+
+def _can_set(o):
+    if isinstance(o, dict): return _by_name(o)
+    return not isinstance(o, (tuple, set, partial, MethodType, BuiltinFunctionType, FunctionType))
+
+def _kept_state(learn, only=''):
+    "What objects hold and have changed, and the names of what no file can hold of it."
+    survey,first = _survey(learn, only),vars(learn).get('_first_prints', {})
+    now,lost,found = survey.prints(),set(survey.places),[]
+    moved = lambda at: at not in first or first[at]!=now[at]
+    lost |= {where for where in (*survey.large, *survey.opaque) if where in first and moved(where)}
+    for path,key in filter(moved, (*survey.values, *survey.draws)):
+        holder,made = survey.holders[path],path not in first # what is made while training is made by no other process
+        if _can_set(holder) and not (first and made) or (path, key) in survey.draws and (path, key) in first:
+            found.append(dict(path=path, key=key, **_entry(survey, (path, key))))
+        elif first and not (path.startswith('data') and _is_foreign(holder)): lost.add(f'{path}.{key}')
+    return dict(found=found, lost=sorted(lost))
+
+def _entry(survey, at):
+    if at in survey.draws: return dict(kind=type(survey.draws[at]).__name__, draws=_draws_of(survey.draws[at]))
+    v,stored = survey.values[at]
+    return stored | dict(cpu=all(t.device.type=='cpu' for t in _tensors_in(v)))
+
+def _tensors_in(o):
+    if isinstance(o, Tensor): return [o]
+    inner = o.values() if isinstance(o, dict) else o if isinstance(o, (list, tuple, deque, set, L)) else ()
+    return [t for v in inner for t in _tensors_in(v)]
+
+# %% ../nbs/14_checkpoint.ipynb #4a07ec90
+def _merged(old, new):
+    if isinstance(old, nn.Parameter) and isinstance(new, Tensor) and not isinstance(new, nn.Parameter):
+        old.data = new.to(old.device)
+        return old
+    if type(old) is type(new) is dict:
+        made = {k:_merged(old.get(k), v) for k,v in new.items()}
+        old.clear(); old.update(made)
+        return old
+    if type(old) is type(new) is list:
+        old[:] = new
+        return old
+    return new
+
+def _put(holder, key, v):
+    if isinstance(holder, list) and key==len(holder): holder.append(v)
+    elif isinstance(holder, (dict, list, deque, L)): holder[key] = v
+    elif isinstance(holder, CellType): holder.cell_contents = v
+    elif key in vars(type(holder)).get('__slots__', ()): object.__setattr__(holder, key, v)
+    else: vars(holder)[key] = v
+
+def _new_draws(kind, state):
+    if kind!='Generator': return {'Random':random.Random, 'RandomState':np.random.RandomState}[kind]()
+    if isinstance(state, Tensor): return torch.Generator()
+    source = getattr(np.random, str(state['bit_generator']), None)
+    if isinstance(source, type) and issubclass(source, np.random.BitGenerator): return np.random.Generator(source())
+    raise ValueError(f'NumPy has no generator {state["bit_generator"]!r:.40}')
+
+@torch.no_grad()
+def _set_kept(learn, kept, only=''):
+    survey,device = _survey(learn, only),next(plain(learn.model).parameters()).device
+    for o in (o for o in kept['found'] if o['path'].startswith(only)):
+        at = path,key = o['path'],o['key']
+        if path not in survey.holders: raise ValueError(f'it has {path}.{key}, and here there is no {path}')
+        if 'draws' in o:
+            g = survey.draws.get(at) or _new_draws(o['kind'], o['draws'])
+            _set_draws(g, o['draws'])
+            if at not in survey.draws: _put(survey.holders[path], key, g)
+        else:
+            new = _restored(o['value'], survey.owned, torch.device('cpu') if o['cpu'] else device)
+            _put(survey.holders[path], key, _merged(survey.values.get(at, [None])[0], new))
+
+# %% ../nbs/14_checkpoint.ipynb #b1191530
+def _noted(o):
+    if isinstance(o, CellType): return partial(setattr, o, 'cell_contents', o.cell_contents) if o!=CellType() else None
+    if isinstance(o, dict): return partial(_refill, o, dict(o))
+    if isinstance(o, list): return partial(o.__setitem__, slice(None), list(o))
+    if isinstance(o, nn.Parameter): return partial(setattr, o, 'data', o.data)
+    return partial(_refill, vars(o), dict(vars(o))) if hasattr(o, '__dict__') and not isinstance(o, Tensor) else None
+
+def _refill(o, old): o.clear(); o.update(old)
+
+def _note_kept(learn):
+    "Call what this returns to put everything back that objects hold."
+    survey = _survey(learn)
+    values = [v for v,_ in survey.values.values()]
+    inner = [t for v in values for t in _tensors_in(v)]
+    found = [u for o in (*survey.holders.values(), *values, *inner) if (u := _noted(o)) is not None]
+    draws = [(g, _draws_of(g)) for g in survey.draws.values()]
+    def undo():
+        for u in found: u()
+        for g,state in draws: _set_draws(g, state)
+    return undo
+
+# %% ../nbs/14_checkpoint.ipynb #9e7334db
+def _place_of(learn, only=''):
+    return dict(chance=_chance(), loaders=[loader_state(dl) for dl in _wholes(learn)], kept=_kept_state(learn, only))
+
+def _load_place(learn, state, only=''):
+    for dl,o in zip(_wholes(learn), state['loaders'], strict=True): load_loader(dl, o)
+    _set_kept(learn, state['kept'], only)
+    _load_chance(state['chance'])
+
+def _beginning(learn):
+    found = _place_of(learn, 'data')
+    return _Unpacker((p := _Packer()).tensors)(p(found))
+
 # %% ../nbs/14_checkpoint.ipynb #cf2baafb
 def _learner_state(learn, place=None):
     opt,scaler = learn.opt,vars(learn).get('scaler')
     start = _beginning(learn) if place is None else place.pop('start')
-    return dict(place=place, network=_network_state(learn.model), start=start, now=_chance(),
+    return dict(place=place, network=_network_state(learn.model), start=start, now=_place_of(learn),
                 optimizer=None if opt is None else memory_state(opt),
                 scaler=None if scaler is None else scaler.state_dict(),
                 metrics={o.name:_state_of(o) for o in learn.metrics}, callbacks=_callback_states(learn))
@@ -300,7 +561,12 @@ def save_checkpoint(
 )->Path:           # The file
     "Write all that decides how a training goes on."
     places = [cb.place() for cb in learn.cbs if isinstance(cb, CheckpointCallback)]
-    return write_state(path, _learner_state(learn, next(filter(None, places), None)), keep)
+    state = _learner_state(learn, next(filter(None, places), None))
+    lost = state['now']['kept']['lost']
+    if lost: warnings.warn(f'{path} is not complete: {_cannot_hold(lost)}', stacklevel=2)
+    return write_state(path, state, keep)
+
+def _cannot_hold(lost): return f'no file can hold what has changed in {", ".join(map(str, lost[:4]))}'
 
 # %% ../nbs/14_checkpoint.ipynb #ec5b444e
 @torch.no_grad()
@@ -310,8 +576,8 @@ def _remembered(learn):
     found = [*learn.cbs, *learn.metrics, *parts, *(m for net in nets for m in net.modules())]
     objects = [(o, type(o), dict(vars(o))) for o in found]
     tensors = [(t, t.data, t.grad, t.requires_grad) for net in nets for t in [*net.parameters(), *net.buffers()]]
-    opt,begin = learn.opt,_beginning(learn)
-    forget = None if opt is None else note_memory(opt)
+    opt,begin = learn.opt,_beginning(learn) | dict(kept=dict(found=[], lost=[]))
+    forget,put_back = None if opt is None else note_memory(opt),_note_kept(learn)
     @torch.no_grad()
     def undo():
         for o,kind,attributes in objects:
@@ -320,7 +586,8 @@ def _remembered(learn):
         for t,data,grad,trained in tensors: _replace(t, data, grad); t.requires_grad_(trained)
         if opt is not None: forget()
         learn.opt = opt
-        _load_beginning(learn, begin)
+        put_back()
+        _load_place(learn, begin)
     return undo
 
 # %% ../nbs/14_checkpoint.ipynb #b44565ec
@@ -332,20 +599,24 @@ def _set(learn, state):
         load_memory(learn.opt, state['optimizer'])
     if state['scaler'] and vars(learn).get('scaler') is not None: learn.scaler.load_state_dict(state['scaler'])
     _set_callbacks(learn, state)
-    _load_beginning(learn, state['start'])
-    _load_chance(state['now'])
+    _load_place(learn, state['start'], 'data')
+    _load_place(learn, state['now'], 'network' if state['place'] else '')
 
 def _set_callbacks(learn, state):
     for o in learn.metrics: _load_object(o, state['metrics'].get(o.name, {}))
     _load_callbacks(learn, state['callbacks'])
 
 def _load(learn, state, path):
+    _first_look(learn)
     undo = _remembered(learn)
-    try: _set(learn, state)
+    try:
+        lost = list(map(str, state['now']['kept']['lost']))
+        _set(learn, state)
     except BaseException as e:
         undo()
         if not isinstance(e, Exception): raise
         raise ValueError(f'{path} does not fit this learner: {e!r}') from e
+    if lost: warnings.warn(f'{path} was not complete: {_cannot_hold(lost)}', stacklevel=3)
 
 # %% ../nbs/14_checkpoint.ipynb #f8c81116
 _PLACE = ('fit', 'epoch', 'batch', 'train_iter', 'epochs', 'batches an epoch')
@@ -446,9 +717,9 @@ def before_train(self:_Continue):
     if not state: return
     self.found,self.wanted,place = None,None,state['place']
     _set_callbacks(learn, state)
-    _load_beginning(learn, state['start'])
+    _load_place(learn, state['start'], 'data')
     learn.train_iter,learn.pct_train,self.offset = place['train_iter'],place['pct_train'],place['batch']
-    learn.dl = _Rest(learn.dl, place['batch'], lambda: _load_chance(state['now']))
+    learn.dl = _Rest(learn.dl, place['batch'], lambda: _load_place(learn, state['now']))
     self.beginning = state['start']
 
 # %% ../nbs/14_checkpoint.ipynb #36f5bb8d
@@ -496,8 +767,9 @@ class CheckpointCallback(_Continue):
     def __repr__(self): return f'CheckpointCallback({self.path}, every={self.every}, keep={self.keep})'
 
     def before_fit(self):
-        "Wait for the first epoch."
+        "Look at what objects hold before the first batch, and wait for the first epoch."
         self.beginning = None
+        _first_look(self.learn)
         super().before_fit()
 
     def _find(self):

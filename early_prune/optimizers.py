@@ -239,7 +239,8 @@ class _Twin:
 
     def _seed(self, memory, memo, pairs):
         for p,t in pairs:
-            vars(t).update({k:v for k,v in vars(p).items() if isinstance(v, (bool, int, float))})
+            kept = {k:v for k,v in vars(p).items() if isinstance(v, (bool, int, float, Tensor))}
+            vars(t).update({k:self._begin(v, p, t) for k,v in kept.items()})
             for _,table in memory.tables():
                 if id(table) in memo and isinstance(old := table.get(memory.key_of(table)(p)), dict):
                     memo[id(table)][memory.key_of(table)(t)] = {k:self._begin(v, p, t) for k,v in old.items()}
@@ -354,6 +355,7 @@ def _is_whole(axes, a, p):
     dims = [d for run in axes for d in run or ()]
     return a.shape==p.shape or a.numel()==p.numel() and None not in axes and dims==sorted(set(dims))
 
+@torch.no_grad() # some are views that were changed in place
 def _part(p, a, b, first, perms, mask):
     if not _plain(a): return Part(tuple(None for _ in a.shape), _like(a), settled=False)
     axes,fresh = _axes(p.shape, a, b, perms),None

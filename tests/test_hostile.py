@@ -239,7 +239,7 @@ def a_header(chance):
     "A header that lies in one or several of many ways, and the bytes it promises, or fewer."
     n = chance.choice((1, 2, 5))
     header = {f'{i}.weight':entry(at=(4*i, 4*i+4)) for i in range(n)} | {'__metadata__':dict(format=chance.choice(
-        ('early_prune 1', 'early_prune checkpoint 1')), check='00000000', state='{}', early_prune='{}')}
+        ('early_prune 1', checkpoint._FORMAT)), check='00000000', state='{}', early_prune='{}')}
     odd = [-1, 0, 2**31, 2**63, 2**64, 10**400, 1.5, True, None, '4', [], {}, float('nan'), 'F4', 'F8_E8M0', 'x'*10**5]
     for _ in range(chance.randrange(1, 4)):
         key = chance.choice(list(header))
@@ -377,6 +377,7 @@ def wrong_states(tmp_path, n, seed):
 
 def test_states_of_wrong_types(tmp_path): assert wrong_states(tmp_path, 30, 0)>3
 
+@pytest.mark.filterwarnings('ignore:.*was not complete')
 @pytest.mark.slow
 def test_a_thousand_states_of_wrong_types(tmp_path): assert wrong_states(tmp_path, 1000, 1)>100
 

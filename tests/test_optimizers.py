@@ -789,3 +789,38 @@ def test_a_callback_refuses_before_the_first_batch():
         count = Count()
         with pytest.raises(Unreadable, match=opt_func.__name__): fit(cb(), count, opt_func=opt_func)
         assert count.n==0
+
+class Views(torch.optim.SGD):
+    "Keeps a view that it changes in place, as the SOAP of heavyball does."
+    @torch.no_grad()
+    def step(self, closure=None):
+        for p in self.param_groups[0]['params']:
+            state = self.state[p]
+            if not state: state['whole'] = torch.zeros_like(p); state['view'] = state['whole'].view_as(p)
+            with torch.enable_grad(): state['whole'].add_(p)
+            p.sub_(.01*p.grad)
+
+class Attribute(torch.optim.SGD):
+    "Its constructor makes a number beside each parameter that becomes a tensor, as AdaHessian of timm has it."
+    def __init__(self, params, lr=.01):
+        super().__init__(params, lr)
+        for p in self.param_groups[0]['params']: p.size = 0.
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for p in self.param_groups[0]['params']:
+            p.size = p.size*.9+p.grad**2
+            p.sub_(.01*p.grad/(p.size+1).sqrt())
+
+@pytest.mark.parametrize('make', [Views, Attribute])
+def test_after_steps(make):
+    "A layout is found also of an optimizer that has made steps, whose memory lies in views or beside the weights."
+    net = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+    opt,x = make(net.parameters()),torch.randn(4, 6)
+    for _ in range(3):
+        opt.zero_grad()
+        net(x).square().sum().backward()
+        opt.step()
+    read = layout_of(opt).read(list(net.parameters()))
+    for p,mine in zip(net.parameters(), read):
+        assert mine and all(part.whole and part.axes==tuple((d,) for d in range(p.ndim)) for *_,part in mine)
