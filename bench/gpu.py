@@ -47,8 +47,10 @@ class OutOfTime(Exception): pass
 
 class Deadline(Callback):
     "End a training between two epochs when the slice is over; the checkpoint of the epoch is written by then."
-    order,run_valid = 101,False # after the checkpoint has set back what callbacks remember (100)
+    run_valid = False
     def __init__(self, left): self.left,self.stepped = left,False
+    def state(self): return {} # the time that is left is this process's own, and no checkpoint's
+    def load_state(self, state): return self
     def before_train(self): self.stepped = False # an epoch taken up at its end has no step, and does not count
     def after_step(self): self.stepped = True
     def after_epoch(self):
