@@ -38,6 +38,7 @@ from filelock import Timeout
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from .core import RANDOM, _refill, _slot_names, _slots
 from .data import ImageDL
 from .dependency import HEADWISE, plain
 from .optimizers import _restored, _storable, _Weights, load_memory, memory_state, note_memory
@@ -297,7 +298,7 @@ def _load_callbacks(learn, states):
         raise ValueError(f'it holds the state of {lost[0]!r}, a callback that this fit does not have')
 
 # %% ../nbs/14_checkpoint.ipynb #6999e0ee
-_DRAWS = torch.Generator,random.Random,np.random.Generator,np.random.RandomState
+_DRAWS = tuple(RANDOM)
 
 def _listed(o): # NumPy's states in numbers, some of which have 128 bits
     if isinstance(o, dict): return {k:_listed(v) for k,v in o.items()}
@@ -336,17 +337,13 @@ def _held(o):
     if isinstance(o, CellType): return [('cell_contents', o.cell_contents)] if o!=CellType() else []
     if isinstance(o, FunctionType):
         return [*zip(o.__code__.co_freevars, o.__closure__ or ()), *_named_draws(o), *vars(o).items()]
-    if isinstance(o, (Tensor, np.ndarray)) or not hasattr(o, '__dict__'): return _slots(o)
+    slots = list(_slots(o).items())
+    if isinstance(o, (Tensor, np.ndarray)) or not hasattr(o, '__dict__'): return slots
     left_out = _PLAYED if isinstance(o, (DataLoader, torch.utils.data.DataLoader)) else ()
     own = [(k, v) for k,v in vars(o).items() if not k.startswith(_OWN) and k not in left_out]
-    return own + _slots(o) + _draws_in(type(o))
+    return own + slots + _draws_in(type(o))
 
 def _by_name(o): return all(type(k) in (str, int) for k in o)
-
-def _slots(o):
-    given = [vars(c).get('__slots__', ()) for c in type(o).__mro__]
-    names = [nm for s in given for nm in ([s] if isinstance(s, str) else s)]
-    return [(nm, getattr(o, nm)) for nm in names if nm not in ('__dict__', '__weakref__') and hasattr(o, nm)]
 
 # %% ../nbs/14_checkpoint.ipynb #af93cb3f
 _LARGE = 2**16 # numbers of an array of data; of its lists 64 times less are values
@@ -486,7 +483,7 @@ def _put(holder, key, v):
     if isinstance(holder, list) and key==len(holder): holder.append(v)
     elif isinstance(holder, (dict, list, deque, L)): holder[key] = v
     elif isinstance(holder, CellType): holder.cell_contents = v
-    elif key in vars(type(holder)).get('__slots__', ()): object.__setattr__(holder, key, v)
+    elif key in _slot_names(type(holder)): object.__setattr__(holder, key, v)
     else: vars(holder)[key] = v
 
 def _new_draws(kind, state):
@@ -517,8 +514,6 @@ def _noted(o):
     if isinstance(o, list): return partial(o.__setitem__, slice(None), list(o))
     if isinstance(o, nn.Parameter): return partial(setattr, o, 'data', o.data)
     return partial(_refill, vars(o), dict(vars(o))) if hasattr(o, '__dict__') and not isinstance(o, Tensor) else None
-
-def _refill(o, old): o.clear(); o.update(old)
 
 def _note_kept(learn):
     "Call what this returns to put everything back that objects hold."

@@ -311,12 +311,17 @@ def _scored(self:Masks, nm, criterion):
     return self.granularity.unit_scores(self._first(nm, found))
 
 @patch
-def _scored_or_zero(self:Masks, nm, criterion):
-    "The same, and zeros for a layer without a gradient, such as a spare head, where others have one."
+def _scored_or_none(self:Masks, nm, criterion):
+    "The same, and `None` for a layer without a gradient, such as a spare head, where others have one."
     try: return self._scored(nm, criterion)
     except NoGradient as e:
         if not self._others_learn(e): raise
-    return torch.zeros(self._unit_shape(nm), device=self.params[nm].device)
+
+@patch
+def _scored_or_zero(self:Masks, nm, criterion):
+    "The same, and zeros for such a layer."
+    found = self._scored_or_none(nm, criterion)
+    return torch.zeros(self._unit_shape(nm), device=self.params[nm].device) if found is None else found
 
 @patch
 def _others_learn(self:Masks, e): return e.seen or any(p.grad is not None for p in self.params.values())

@@ -15,7 +15,7 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor
 
-from .criteria import NoGradient, Running, _grad, gradient, magnitude, random_scores
+from .criteria import Running, _grad, gradient, magnitude, random_scores
 from .distributions import erk
 from .masks import Masks, select, take_top
 from .schedules import Schedule, cosine
@@ -81,7 +81,7 @@ def _swap_each(self:Masks, names, fraction, grow, drop, may_return):
         kept = self.n_kept[nm]
         n = round(fraction*kept) if may_return else min(round(fraction*kept), self.n_units[nm]-kept)
         if self._slices(nm) is not None: n = min(n, kept-self._least(nm))
-        if not n or kept==self.n_units[nm] or (promise := self._promise(nm, grow)) is None: continue
+        if not n or kept==self.n_units[nm] or (promise := self._scored_or_none(nm, grow)) is None: continue
         old = self._units(nm)
         scores = self._hold_filters(nm, self._scored_or_zero(nm, drop), old)
         left,bad[f'{nm} (drop)'] = take_top(scores, kept-n, old)
@@ -91,15 +91,8 @@ def _swap_each(self:Masks, names, fraction, grow, drop, may_return):
     return chosen
 
 @patch
-def _promise(self:Masks, nm, grow):
-    "What `grow` says of the units of a layer; `None` of one that has no gradient while others do: it keeps its masks."
-    try: return self._scored(nm, grow)
-    except NoGradient as e:
-        if not self._others_learn(e): raise
-
-@patch
 def _swap_together(self:Masks, names, fraction, grow, drop, may_return):
-    grows = {nm:o for nm in names if (o := self._promise(nm, grow)) is not None}
+    grows = {nm:o for nm in names if (o := self._scored_or_none(nm, grow)) is not None}
     names = list(grows)
     drops = {nm:self._hold_filters(nm, o, self._units(nm) if nm in self.masks else None)
              for nm,o in ((nm, self._scored_or_zero(nm, drop)) for nm in names)}

@@ -93,17 +93,25 @@ class Arrays(Net):
         self.typed = self.typed+.01
         return y+torch.tensor(self.mean, dtype=torch.float32)*float(self.low)+self.typed.as_subclass(torch.Tensor)
 
-class Slotted:
-    __slots__ = 'n','half'
-    def __init__(self): self.n,self.half = 0,torch.zeros(10)
+class Private: # its slot goes by another name than the one that is written
+    __slots__ = '__half'
+    def __init__(self): self.__half = torch.zeros(10)
+    def halved(self, y):
+        self.__half = self.__half/2+y
+        return self.__half
+
+class Slotted(Private):
+    __slots__ = 'n'
+    def __init__(self):
+        super().__init__()
+        self.n = 0
 
 class Objects(Net):
     def begin(self): self.kept,self.steps = Slotted(),Steps()
     def step(self, y):
         self.kept.n += 1
         self.steps.told[self.kept.n%3] = self.kept.n
-        self.kept.half = self.kept.half/2+y.detach().mean(0)
-        return y*(1+self.kept.n/100)+.1*self.kept.half+sum(self.steps.told.values())/100
+        return y*(1+self.kept.n/100)+.1*self.kept.halved(y.detach().mean(0))+sum(self.steps.told.values())/100
 
 class Steps:
     def __init__(self): self.told = {}
