@@ -6,6 +6,7 @@
 __all__ = ['gradual', 'SparsifyCallback', 'EarlyPruneCallback', 'distributed', 'ShowPruning']
 
 # %% ../nbs/12_callbacks.ipynb #c0f8c734
+import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -37,8 +38,8 @@ from .criteria import AtInit, NoGradient, magnitude, random_scores, rms_magnitud
 from .dependency import Groups, _all_tensors, plain, trace
 from .distributions import uniform
 from .masks import (_SURPRISES, Masks, agree_all, averaged, copies_in, digest, fingerprints, from_first,
-    holds_zero, n_ranks)
-from .optimizers import layout_of
+    holds_zero, n_ranks, put_back)
+from .optimizers import layout_of, optimizers_in
 from .ranking import (Averaged, Flops, Limits, Neurons, _neuron_wise, may_return, over_readers, rank, reachable,
     scores, swap_neurons)
 from .regrowth import Exploration, Regrowth
@@ -68,7 +69,16 @@ def _example(dls):
     batch = tuple(dl.one_batch() if hasattr(dl, 'one_batch') else next(iter(dl)))
     return batch[:getattr(dls, 'n_inp', max(len(batch)-1, 1))] # as `Learner` divides a batch
 
+_AVERAGES = {'ema', 'swa', 'average', 'averaged', 'averages'}
+
+def _is_average(place, kept):
+    "Whether something is called an average: by its class, or where it is."
+    words = re.findall('[A-Z]?[a-z]+|[A-Z]+(?![a-z])', f'{type(kept).__name__} {place}')
+    return bool(_AVERAGES & {o.lower() for o in words})
+
 class _Together(Callback):
+    near = {} # what may hold averages
+
     @property
     def model(self): return plain(self.learn.model)
     def __setattr__(self, name, value): object.__setattr__(self, name, value)
@@ -114,19 +124,43 @@ class _Together(Callback):
     def _compare(self):
         if self._n_together()>1: agree_all(self._held() | self._network())
 
-    def _copies(self):
-        "Copies that callbacks average: they have moved since they were first seen, as a teacher has not."
-        closed = Callback,Learner,DataLoaders,DataLoader
-        others = [cb for cb in self.learn.cbs if not type(cb).__module__.startswith(('fastai.', __name__))] # none there
-        return tuple(copy for cb in others for path,copy in copies_in(cb, self.model, closed)
-                     if self._moves((id(cb), *path), copy))
+    def _holders(self):
+        "What may hold an average: callbacks, the learner, its loss, its optimizers."
+        others,found = [cb for cb in self.learn.cbs if type(cb).__module__!=__name__],{}
+        for o in (*others, self.learn, self.learn.loss_func, self.model, *optimizers_in(self.opt)):
+            name = type(o).__name__
+            n = sum(k.partition(' ')[0]==name for k in found) # two of one class have two names
+            found[f'{name} {n+1}' if n else name] = o
+        return found
 
-    def _moves(self, place, copy):
+    def _found(self, everywhere):
+        "Copies of the network: `(place, what is there, copy)`; in an epoch fastai's own are looked at where one was."
+        holders = self._holders() if everywhere else self.near
+        found = copies_in(holders, self.model, (Callback,Learner,DataLoaders,DataLoader), self.opt) if holders else []
+        if everywhere:
+            full = {path[0] for path,_,_ in found}
+            foreign = {nm for nm,o in holders.items() if isinstance(o, Callback) and type(o).__module__[:7]!='fastai.'}
+            self.near = {nm:o for nm,o in holders.items() if nm in full|foreign}
+        return [('.'.join(map(str, path)), kept, copy) for path,kept,copy in found]
+
+    def _copies(self, everywhere=False):
+        "Copies that are averaged: they have moved since they were first seen, as a teacher has not."
+        return tuple(copy for place,kept,copy in self._found(everywhere) if self._moves(place, kept, copy))
+
+    def _moves(self, place, kept, copy):
         tensors = copy if isinstance(copy, dict) else dict(copy.named_parameters())
         now = torch.stack([t.detach().double().sum() for t in tensors.values() if isinstance(t, Tensor)]).tolist()
-        average = place[1]=='ema_model' or self.likenesses.setdefault(place, now)!=now
+        average = _is_average(place, kept) or self.likenesses.setdefault(place, now)!=now
         if average: self.likenesses[place] = None # once an average, always an average
         return average
+
+    def _name_still(self):
+        "Say which copies will not be cut: nobody can tell a teacher from an average that begins later."
+        still = [place for place,kept,copy in self._found(True) if not self._moves(place, kept, copy)]
+        names = ', '.join(place.rpartition('.')[0] for place in still)
+        if still: warnings.warn(f'{names} holds a copy of the network that has not moved since the training began, so '
+                                'it is not cut. A teacher may stay as it is. An average should begin after the cut, or '
+                                'have a name with `ema` in it', stacklevel=2)
 
     def _go_on(self):
         self._compare()
@@ -211,12 +245,13 @@ def before_train(self:SparsifyCallback):
     "Plan the mask updates when a training begins."
     self.changed = False
     if hasattr(self.learn, 'lr_finder'): self.due,self.exploring,self.unscored,self.fresh = [],[],False,False
+    if self.masks is not None and not self.fresh: self._copies(everywhere=True)
     if not self.fresh: return
     self.fresh,self.history,self.losses = False,[],self.recorder.losses
     self.holds,self.unscored = holds_zero(self.opt),isinstance(self.criterion, AtInit)
     self._make_masks()
     layout_of(self.opt).check(self.masks.params)
-    self._copies() # from here on it is seen which networks move
+    self._copies(everywhere=True) # from here on it is seen which networks move
     self._plan(len(self.dls.train)*self.n_epoch)
     self._compare()
 
@@ -401,7 +436,9 @@ def _drop_columns(cb, learn):
 
 @patch
 def after_fit(self:SparsifyCallback):
-    "Take the columns out of the training table again."
+    "Mask averages that moved after the last epoch, and take the columns out of the training table again."
+    if self.masks is not None and self.masks.masks and not hasattr(self.learn, 'lr_finder'):
+        self.masks.apply(extras=self._copies(everywhere=True))
     self._part()
     _drop_columns(self, self.learn)
 
@@ -523,8 +560,8 @@ def before_train(self:EarlyPruneCallback):
         self.due = [(0, ratio) for _,ratio in self.due]
         if not self.history and not hasattr(self.criterion, 'observe'): self._ask()
         self._plan_updates()
-        self._copies() # from here on it is seen which networks move
         self._compare()
+    if not finding: self._copies(everywhere=True) # from here on it is seen which networks move
     self.started,self.images = perf_counter(),0
 
 # %% ../nbs/12_callbacks.ipynb #7249121e
@@ -608,6 +645,7 @@ def _rank(self:EarlyPruneCallback, budget, found):
 
 @patch
 def _plan(self:EarlyPruneCallback, epoch):
+    if self.physical: self._name_still()
     self.cut_at,n_batches = epoch,self._n_batches()
     first = round(self.pct_train*n_batches)
     length = round(self.burst*n_batches) if isinstance(self.burst, float) else self.burst
@@ -664,8 +702,8 @@ def _update(self:EarlyPruneCallback, step, pct):
     self.changed = self.changed or ratio!=self.reached
     if self.regrowth is not None and self.regrowth.active(pct): stay = self._swap(stay, found, pct)
     self.stay,self.reached,self.mute = stay,ratio,mute_slices(self.model, self.groups, stay)
-    for net in (self.model, *self._copies()):
-        clear_slices(net if isinstance(net, dict) else dict(plain(net).named_parameters()), self.mute)
+    clear_slices(dict(plain(self.model).named_parameters()), self.mute)
+    self._hush()
     forget_neurons(self.opt, self.model, self.groups, stay!=old)
     self.record = [*self.record, (step, stay)]
     self._compare()
@@ -703,6 +741,7 @@ def _cut_next(self:EarlyPruneCallback):
     self.mute,self.promise,self.found,self.updates = None,None,None,[]
     if self.physical: self._cut(keep)
     self._silence()
+    self._hush()
     self._go_on()
     if hasattr(self.criterion, 'reset'): self.criterion.reset()
     self.flops,self.done,self.changed = self._flops(),not self.due,True
@@ -712,7 +751,7 @@ def _cut(self:EarlyPruneCallback, keep):
     found = {id(p) for p in self.model.parameters()} # masks of a network that was replaced stay as they are
     masks = {id(o.masks):o.masks for o in _sparsifiers(self.learn)
              if o.masks is not None and all(id(p) in found for p in o.masks.params.values())}
-    self.groups = cut(self.learn.model, self.groups, keep, self.opt, (*self._copies(), *masks.values()))
+    self.groups = cut(self.learn.model, self.groups, keep, self.opt, (*self._copies(everywhere=True), *masks.values()))
     for cb in self.learn.cbs:
         if isinstance(cb, SparsifyCallback) and cb.masks is not None: cb.after_cut()
 
@@ -723,6 +762,16 @@ def _sparsifiers(learn):
 @patch
 def _silence(self:EarlyPruneCallback):
     if self.stay is not None and not self.asleep: silence(self.model, self.groups, self.stay)
+
+@patch
+def _hush(self:EarlyPruneCallback):
+    "Silence averages too; some begin to move later."
+    if self.stay is None: return
+    copies = self._copies(everywhere=True)
+    for net in copies:
+        if self.mute is None: silence(net, self.groups, self.stay)
+        else: clear_slices(net if isinstance(net, dict) else dict(plain(net).named_parameters()), self.mute)
+    put_back(copies)
 
 @patch
 def after_step(self:EarlyPruneCallback):
@@ -741,6 +790,7 @@ def after_train(self:EarlyPruneCallback):
         self.due = self.due[-1:]
         self._cut_next()
     self._compare()
+    self._hush()
     if self.changed: _forget_best(self.learn)
     self.changed = bool(self.due)
 
@@ -785,7 +835,8 @@ def training_cost(self:EarlyPruneCallback
 # %% ../nbs/12_callbacks.ipynb #e1924471
 @patch
 def after_fit(self:EarlyPruneCallback):
-    "Take the columns out of the training table, and say if nothing was cut."
+    "Silence averages that moved after the last epoch, take columns out of the table, and say if nothing was cut."
+    if not hasattr(self.learn, 'lr_finder'): self._hush()
     self._part()
     _drop_columns(self, self.learn)
     watched = self.groups is not None and not hasattr(self.learn, 'lr_finder')
@@ -885,7 +936,8 @@ def _sums(criterion, params):
         raise ValueError(f'`criterion` {criterion} observes batches and has no `state` and `load_state`')
     return criterion.state(params)
 
-_CHANGED = ('due', 'exploring', 'history', 'unscored', 'holds', 'changed', 'fresh', 'names', 'begin', 'end')
+_CHANGED = ('due', 'exploring', 'history', 'unscored', 'holds', 'changed', 'fresh', 'names', 'begin', 'end',
+            'likenesses')
 
 @patch
 def state(self:SparsifyCallback
@@ -920,7 +972,7 @@ def load_state(self:SparsifyCallback,
 
 # %% ../nbs/12_callbacks.ipynb #0032d133
 _WATCHED = ('due', 'done', 'cut_at', 'flops', 'dense_flops', 'dense', 'images', 'changed', 'fresh', 'updates', 'begun',
-            'reached', 'holds')
+            'reached', 'holds', 'likenesses')
 
 @patch
 def state(self:EarlyPruneCallback

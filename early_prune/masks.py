@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['by_weight', 'by_kernel', 'by_filter', 'two_four', 'GRANULARITIES', 'INTS', 'n_keep', 'select', 'take_top', 'keep_top',
-           'Granularity', 'NM', 'Masks', 'counterparts', 'copies_of', 'copies_in', 'holds_zero', 'norm_after',
-           'plot_mask', 'film_mask', 'n_ranks', 'from_first', 'agree', 'agree_all', 'digest', 'fingerprints',
-           'averaged']
+           'Granularity', 'NM', 'Masks', 'counterparts', 'copies_of', 'put_back', 'copies_in', 'holds_zero',
+           'norm_after', 'plot_mask', 'film_mask', 'n_ranks', 'from_first', 'agree', 'agree_all', 'digest',
+           'fingerprints', 'averaged']
 
 # %% ../nbs/04_masks.ipynb #06db3e82
 import math
@@ -14,8 +14,10 @@ from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from hashlib import blake2b
 from io import BytesIO
+from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MethodType, ModuleType
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -31,9 +33,9 @@ from torch import nn, Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from .core import LINEAR_MAPS, _NO_ZEROS, _UNSEEN, check_sparsity, evaluating, matrices
+from .core import LINEAR_MAPS, _NO_ZEROS, _UNSEEN, _slots, check_sparsity, evaluating, matrices
 from .criteria import NoGradient
-from .optimizers import ATOMS, _is_optimizer, layout_of
+from .optimizers import _is_optimizer, _replace, layout_of
 
 # %% ../nbs/04_masks.ipynb #b893d6f0
 def _best(flat, allowed, k):
@@ -553,9 +555,13 @@ def _in_order(model):
             for nm,t in (*m._parameters.items(), *m._buffers.items())
             if t is not None and nm not in m._non_persistent_buffers_set}
 
-def _orders(tensors):
-    params = {nm:t for nm,t in tensors.items() if isinstance(t, nn.Parameter)}
-    return params,{nm:p for nm,p in params.items() if p.requires_grad},tensors
+def _orders(model, params):
+    "The orders in which somebody may list the tensors of a network, as `{name: tensor}`; the last has all."
+    tensors,named = _in_order(model),dict(model.named_parameters())
+    names,twice = {id(p):nm for nm,p in named.items()},{nm:t for nm,t in tensors.items() if isinstance(t, nn.Parameter)}
+    found = [named, twice, {names[id(p)]:p for p in params if id(p) in names}]
+    found += [{nm:p for nm,p in o.items() if p.requires_grad} for o in found]
+    return [*{tuple(o):o for o in found}.values(), tensors] # a tied weight may be listed twice, or once
 
 def _as_table(o, orders):
     "`{name: tensor}` of what holds a tensor for each parameter: by name, by parameter, or in their order."
@@ -577,32 +583,127 @@ def _points_alike(copy, named):
     squares = sum((t[p!=0]**2).sum() for t,p in pairs)*sum((p**2).sum() for _,p in pairs)
     return bool(pairs) and bool(products>.3*squares**.5)
 
-# %% ../nbs/04_masks.ipynb #c3e1e95b
-def _members(o):
-    if isinstance(o, _SEQUENCES): return [o for o in enumerate(o) if type(o[1]) not in _SIMPLE] if len(o)<=256 else []
-    if isinstance(o, dict): return [(k if isinstance(k, str) else i, v) for i,(k,v) in enumerate(o.items())]
-    return [(nm, v) for nm,v in vars(o).items() if nm not in ('_modules', '_parameters', '_buffers')]
+# %% ../nbs/04_masks.ipynb #5d0a11c2
+class _Kept(dict):
+    "`{name: tensor}` of an average that is kept as one vector or as arrays, and the way back to there."
+    def __init__(self, tensors, back):
+        super().__init__(tensors)
+        self.back = back
 
-_SIMPLE = {int, float, bool, str, type(None), np.float64}
+def put_back(
+    copies, # Copies as `copies_in` finds them, whose tensors were changed
+):
+    "Put the numbers of averages back where they are kept: as one vector, or as arrays."
+    for o in copies:
+        if isinstance(o, _Kept): o.back()
+
+def _numbers(a): # an array that may not be written is copied, and put back
+    writable = a.flags.writeable and all(s>=0 for s in a.strides) and a.dtype.isnative
+    return torch.from_numpy(a if writable else np.ascontiguousarray(a, a.dtype.newbyteorder('=')).copy())
+
+def _is_array(v): return isinstance(v, np.ndarray) and v.dtype.kind=='f' and v.itemsize<=8
+
+def _of_arrays(o, orders, puts):
+    "The copy that a container of arrays holds, or an empty one."
+    items = o.items() if isinstance(o, dict) else enumerate(o)
+    made = {k:_numbers(v) if _is_array(v) else v for k,v in items}
+    def back():
+        new = {k:t.numpy() for k,t in made.items() if _is_array(o[k]) and t.data_ptr()!=o[k].ctypes.data}
+        for k,a in new.items(): _put_all(puts.get(id(o[k]), ()), a) # it may be held elsewhere too
+        if isinstance(o, tuple): return _put_all(puts[id(o)], _renewed(o, new))
+        for k,a in new.items(): o[k] = a
+    return _Kept(_as_table(made if isinstance(o, dict) else list(made.values()), orders), back)
+
+def _put_all(puts, new):
+    for put in puts: put(new)
+
+def _renewed(o, new):
+    values = [new.get(i, v) for i,v in enumerate(o)]
+    return type(o)(*values) if hasattr(o, '_fields') else type(o)(values)
+
+def _of_vector(o, orders, puts):
+    "The copy that one vector is, in the first order in which it points where the weights do, or an empty one."
+    t = _numbers(o) if isinstance(o, np.ndarray) else o.detach()
+    for named in orders:
+        if t.numel()!=max(t.shape) or t.numel()!=sum(p.numel() for p in named.values()): continue
+        parts = t.reshape(-1).split([p.numel() for p in named.values()])
+        parts = {nm:part.view(p.shape) for (nm,p),part in zip(named.items(), parts)}
+        back = partial(_put_vector, o, t, parts, puts)
+        found = _Kept({nm:part for nm,part in parts.items() if named[nm].is_floating_point()}, back)
+        if _points_alike(found, orders[-1]): return found
+    return {}
+
+def _put_vector(o, t, parts, puts):
+    new = torch.cat([part.reshape(-1) for part in parts.values()]).view([-1 if n==t.numel() else n for n in t.shape])
+    if isinstance(o, np.ndarray) and (new.shape!=o.shape or t.data_ptr()!=o.ctypes.data):
+        _put_all(puts[id(o)], new.numpy())
+    elif new.shape!=o.shape: _replace(o, new)
+    elif isinstance(o, Tensor): t.copy_(new)
+
+# %% ../nbs/04_masks.ipynb #c3e1e95b
+def _in_sequence(o, put):
+    if len(o)>256: return []
+    if not isinstance(o, tuple): return [(i, v, partial(o.__setitem__, i)) for i,v in enumerate(o)]
+    now = [o] # each of its members may be replaced
+    def renew(i, new):
+        now[0] = _renewed(now[0], {i:new})
+        put(now[0])
+    return [(i, v, partial(renew, i)) for i,v in enumerate(o)]
+
+def _in_function(o):
+    if isinstance(o, MethodType): return [('__self__', o.__self__, None)]
+    if isinstance(o, partial):
+        renew = lambda args: o.__setstate__((o.func, args, o.keywords, vars(o)))
+        return [('func', o.func, None), ('args', o.args, renew), ('keywords', o.keywords, None)]
+    full = [(nm, c) for nm,c in zip(o.__code__.co_freevars, o.__closure__ or ()) if c!=CellType()]
+    return [(nm, c.cell_contents, partial(setattr, c, 'cell_contents')) for nm,c in full]
+
+def _members(o, put=None):
+    "What something holds: its name there, the thing itself, and how another is put in its place."
+    if isinstance(o, _SEQUENCES): found = _in_sequence(o, put)
+    elif isinstance(o, dict):
+        found = [(k if isinstance(k, str) else i, v, partial(o.__setitem__, k)) for i,(k,v) in enumerate(o.items())]
+    else:
+        held = [(nm, v, partial(vars(o).__setitem__, nm)) for nm,v in getattr(o, '__dict__', {}).items()
+                if nm not in ('_modules', '_parameters', '_buffers')]
+        held += [(nm, v, partial(object.__setattr__, o, nm)) for nm,v in _slots(o).items()]
+        found = held + (_in_function(o) if isinstance(o, (FunctionType, MethodType, partial)) else [])
+    return [m for m in found if type(m[1]) not in _SIMPLE]
+
+_SIMPLE = {int, float, bool, str, bytes, type(None), np.float64, torch.dtype, torch.device}
+_NOT_INSIDE = type,ModuleType,CodeType,BuiltinFunctionType,torch.Generator
+
+def _copies_at(o, orders, puts):
+    "Copies that one thing is."
+    if isinstance(o, nn.Module): return [copy for copy,_ in counterparts(o, orders[0])]
+    if isinstance(o, np.ndarray) and not _is_array(o): return []
+    if isinstance(o, (Tensor, np.ndarray)): found = _of_vector(o, orders, puts) if sum(o.shape)>1 else {}
+    elif not isinstance(o, (dict, *_SEQUENCES)): return []
+    elif any(map(_is_array, o.values() if isinstance(o, dict) else o)): found = _of_arrays(o, orders, puts)
+    else: found = _as_table(o, orders)
+    mine = _in_table(found, orders[-1])
+    if not (mine and _points_alike(mine, orders[-1])): return []
+    return [_Kept(mine, found.back) if isinstance(found, _Kept) else mine]
 
 def copies_in(
-    holder,          # Anything, such as a callback
+    holders:dict,    # `{name: anything}`, such as callbacks
     model:nn.Module, # The network itself
     closed:tuple=(), # Classes that are not looked into
-)->list:             # `(attributes and keys that lead there, copy)`; a copy is a network or `{name: tensor}`
+    optimizer=None,  # Optimizer or a list of all: what it remembers is left out, and its order is known
+)->list:             # `(name, attributes and keys that lead there; what is there; copy)`: a network or `{name: tensor}`
     "Find copies of a network, and averages of its tensors, inside of anything."
-    orders,named,found,seen = _orders(_in_order(model)),dict(model.named_parameters()),[],{}
-    closed = (Tensor, np.ndarray, *(o for o in ATOMS if o is not nn.Module), *closed)
-    waiting = [((k,), v) for k,v in _members(holder)]
+    memory = [] if optimizer is None else layout_of(optimizer).memory
+    orders,found,puts = _orders(model, memory.params if memory else ()),[],{}
+    seen = {id(o):o for o in memory.holders()} if memory else {}
+    waiting = [((name, nm), v, put) for name,o in holders.items() for nm,v,put in _members(o)]
     while waiting:
-        path,o = waiting.pop(0)
-        if type(o) in _SIMPLE or id(o) in seen or isinstance(o, closed): continue
-        seen[id(o)],kept = o,isinstance(o, (dict, *_SEQUENCES))
-        if not kept and (not hasattr(o, '__dict__') or _is_optimizer(o)): continue
-        if isinstance(o, nn.Module): found += [((*path, i), copy) for i,(copy,_) in enumerate(counterparts(o, named))]
-        elif kept and (table := _in_table(_as_table(o, orders), orders[-1])) and _points_alike(table, named):
-            found.append((path, table))
-        if len(path)<6: waiting += [((*path, k), v) for k,v in _members(o)]
+        path,o,put = waiting.pop(0)
+        if id(o) in seen: puts.setdefault(id(o), []).append(put)
+        if id(o) in seen or isinstance(o, (*_NOT_INSIDE, *closed)) or _is_optimizer(o): continue
+        seen[id(o)],puts[id(o)] = o,[put]
+        found += [((*path, i), o, copy) for i,copy in enumerate(_copies_at(o, orders, puts))]
+        if len(path)<7 and not isinstance(o, (Tensor, np.ndarray)):
+            waiting += [((*path, nm), v, new) for nm,v,new in _members(o, partial(_put_all, puts[id(o)]))]
     return found
 
 # %% ../nbs/04_masks.ipynb #4c60b1a3
@@ -623,6 +724,7 @@ def apply(self:Masks,
             if o.fresh==0 and t.is_floating_point() and not (o.amount and amounts)]
     _clear([(p, mask) for _,p,mask in self.upheld] + zero +
            [(copy[nm], mask) for _,copy in copies for nm,_,mask in self.upheld if nm in copy])
+    put_back(o for o,_ in copies)
     for p,t,mask,o in remembered:
         if o.fresh!=0 or not t.is_floating_point(): t.masked_fill_(~mask, o.fresh)
         elif o.amount and amounts: self.amount(t, mask, self.seen.get(id(p), mask).reshape(mask.shape))

@@ -169,6 +169,12 @@ def places(self:_Memory)->dict: # `{id of a parameter: [(place, holder, key)]}`
     for p,place,holder,key in self.lists(): found[id(p)].append((place, holder, key))
     return found
 
+@patch
+def holders(self:_Memory)->list:
+    "List every container that is known to hold memory, or what a constructor makes."
+    made = [vars(o)[nm] for o in self.optimizers for nm in _BUILT if nm in vars(o)] + [o.state for o in self.optimizers]
+    return [*made, *(table for _,table in self.tables()), *(ts for _,_,ts,_ in self.lists())]
+
 # %% ../nbs/03b_optimizers.ipynb #7b2ca633
 _HOOKS = '_optimizer_step_pre_hooks','_optimizer_step_post_hooks'
 

@@ -37,7 +37,7 @@ from torch.utils._pytree import tree_map_only
 from .core import evaluating
 from .dependency import HEADS, HEADWISE, INNER, STOPS, WIDTHS, Dyes, Groups, HeadwiseAttention
 from .dependency import _all_tensors, _flow, plain, set_size, size_of
-from .masks import Masks, copies_of
+from .masks import Masks, copies_of, put_back
 from .optimizers import _replace, _slice, expect_cut, layout_of
 
 # %% ../nbs/10_surgery.ipynb #062c5e2b
@@ -155,6 +155,7 @@ def _cut_net(net, found, at, groups, stay):
 
 def _cut_table(o, found, at):
     for nm in at.keys() & found.keys() if isinstance(o, dict) else (): _shrink(found[nm], at[nm])
+    put_back([o])
 
 def _headwise(net, names):
     modules = dict(net.named_modules())
@@ -188,12 +189,13 @@ def _cut_masks(masks, at):
 # %% ../nbs/10_surgery.ipynb #b87530cf
 @torch.no_grad()
 def silence(
-    model:nn.Module, # Network, changed in place; shapes stay
+    model:nn.Module, # Network, or `{name: tensor}` of an average, changed in place; shapes stay
     groups:Groups,   # Its table from `trace`
     keep:dict,       # `{group name: indices that stay}`
 )->nn.Module:        # `model`
     "Set all slices of the neurons that are not in `keep` to zero, but what is divided by its norm: what `cut` removes."
-    stay,params = np.append(groups.stay(keep), True),dict(plain(model).named_parameters())
+    stay = np.append(groups.stay(keep), True)
+    params = model if isinstance(model, dict) else dict(plain(model).named_parameters())
     for (nm,d),mine in groups.slots.items():
         if nm in params and nm not in groups.spared:
             params[nm].index_fill_(d, torch.from_numpy(np.flatnonzero(~stay[mine])).to(params[nm].device), 0)

@@ -688,7 +688,9 @@ def fit(*cbs, opt_func=torch.optim.AdamW, epochs=3):
 class Holder(Callback):
     "Keeps a copy under some name, and averages it or not."
     def __init__(self, name, moves): self.where,self.moves = name,moves
-    def before_fit(self): setattr(self, self.where, AveragedModel(self.learn.model))
+    def before_fit(self):
+        make = AveragedModel if self.moves else copy.deepcopy
+        setattr(self, self.where, make(self.learn.model))
     def after_step(self):
         if self.moves: getattr(self, self.where).update_parameters(self.learn.model)
 
@@ -716,7 +718,7 @@ FORMS = dict( # how an average can be kept, and how its tensors are listed in th
     listed=(clones, lambda o,net: o), tupled=(lambda net: tuple(clones(net)), lambda o,net: list(o)),
     by_parameter=(lambda net: {p:p.detach().clone() for p in net.parameters()}, lambda o,net: [o[p] for p in net.parameters()]),
     by_id=(lambda net: {id(p):p.detach().clone() for p in net.parameters()}, lambda o,net: [o[id(p)] for p in net.parameters()]),
-    nested=(lambda net: dict(decay=.9, averages=[dict(fast=clones(net))]), lambda o,net: o['averages'][0]['fast']),
+    nested=(lambda net: dict(decay=.9, numbers=[dict(fast=clones(net))]), lambda o,net: o['numbers'][0]['fast']),
     inside=(Shadow, lambda o,net: [o.shadow[nm] for nm in names_of(net)]),
     networks=(lambda net: [copy.deepcopy(net)], lambda o,net: list(o[0].parameters())))
 
