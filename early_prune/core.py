@@ -558,10 +558,11 @@ def evaluating(
     model:nn.Module, # Network to run; every module gets its own mode back afterwards
 ):
     "Put `model` in evaluation mode for the length of a `with` block."
-    modes = {m:m.training for m in model.modules()}
-    try: yield model.eval()
+    modes = [(m, m.training) for m in model.modules()]
+    try: yield model.eval() if any(mode for _,mode in modes) else model
     finally:
-        for m,mode in modes.items(): m.training = mode
+        for m,mode in modes:
+            if m.training!=mode: m.training = mode
 
 # %% ../nbs/00_core.ipynb #94adb06c
 def call_with(

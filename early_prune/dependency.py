@@ -25,7 +25,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
-from scipy.sparse import coo_matrix, csr_matrix
+from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -54,7 +54,7 @@ def _compact(dye):
 
 def _laid(colours, dim, ndim): return colours.reshape([-1 if i==dim%ndim else 1 for i in range(ndim)])
 
-def _lifted(dyes, ndim): return [d.reshape((1,)*(ndim-d.ndim)+d.shape) for d in dyes]
+def _lifted(dyes, ndim): return [d if d.ndim==ndim else d.reshape((1,)*(ndim-d.ndim)+d.shape) for d in dyes]
 
 _META = torch.device('meta')
 
@@ -188,7 +188,7 @@ class Dyes(TorchDispatchMode):
         kwargs = kwargs or {}
         inputs = _tensors((args, kwargs)) if kwargs else _tensors(args)
         self.op,pointwise,written = _facts(func)
-        if self.follows: self.used.update(t.name_in_model for t in inputs if hasattr(t, 'name_in_model'))
+        if self.follows: self.used.update(vars(t)['name_in_model'] for t in inputs if 'name_in_model' in vars(t))
         if self.real or not self.unknown(inputs): return self.calculate(func, args, kwargs, inputs)
         if self.op in LIKE_NEW: # only the type of the first operand matters
             return self.calculate(func, (torch.empty(0, dtype=args[0].dtype, device=self.home), *args[1:]), kwargs, [])
@@ -199,7 +199,7 @@ class Dyes(TorchDispatchMode):
             args,kwargs = self.to_meta(args, kwargs)
             out = func(*args, **kwargs)
         self.last = ()
-        if self.follows and any(map(self.of, inputs)): self.follow(func, out, args, kwargs)
+        if self.follows and any(getattr(t, 'dyes', ()) for t in inputs): self.follow(func, out, args, kwargs)
         if self.op not in LAYOUT: self.note(pointwise, out, args, kwargs, inputs)
         if targets: return self.turn(targets, out)
         self.leaves += map(weakref.ref, _tensors(out))
@@ -270,7 +270,7 @@ class Dyes(TorchDispatchMode):
 
     def of(self, t):
         "The dyes of a tensor."
-        return getattr(t, 'dyes', ()) if isinstance(t, Tensor) else ()
+        return getattr(t, 'dyes', ()) # none of what is no tensor
 
     def pour(self, t, dyes):
         "Give a tensor its dyes."
@@ -365,7 +365,7 @@ def tie(self:Dyes,
     if not both.all():
         self.fix(f'a fixed size meets it: `{self.op}`', a[~both], b[~both])
         a,b = a[both],b[both]
-    self.ties.append((a, b))
+    if len(a): self.ties.append((a, b))
 
 @patch
 def tie_along(self:Dyes, dye, dims):
@@ -409,9 +409,12 @@ def meet(self:Dyes,
                 self.fix(f'a fixed size meets it: `{self.op}`', o)
     return out
 
+_NUMBERLESS = {type(None), bool, str, float}
+
 def _integers(module):
     found = {}
     for nm,v in vars(module).items():
+        if type(v) in _NUMBERLESS or nm[0]=='_' and not isinstance(v, (int, tuple)): continue
         closed = nm[0]=='_' or isinstance(v, (nn.Module, Tensor, type, FunctionType, ModuleType))
         held = {} if closed else v if isinstance(v, dict) else getattr(v, '__dict__', {})
         for attr,o in [(nm, v), *((f'{nm}.{k}', o) for k,o in held.items())]:
@@ -454,7 +457,7 @@ def count(self:Dyes,
 def pointwise(dyes, out, *args, **kwargs):
     "Element by element: what lies at the same index is tied"
     ndim = _tensors(out)[0].ndim
-    xs = [x for x in _tensors((args, kwargs)) if x.ndim<=ndim]
+    xs = [x for x in _tensors((args, kwargs) if kwargs else args) if x.ndim<=ndim]
     found = dyes.meet(*(((1,)*(ndim-x.ndim)+_own_shape(x), _lifted(dyes.of(x), ndim)) for x in xs))
     for o in _tensors(out): dyes.pour(o, found)
 
@@ -642,8 +645,10 @@ def view(dyes, out, x, *args):
         if len(_varies(d))>1: dyes.splits.append((tuple(dyes.path[-2:]), d))
         else: dyes.count(d.ravel(), *INNER)
     for n in range(len(new)):
-        mixed = sorted((d for d in found if n in _varies(d)), key=lambda d: len(np.unique(d)))[:-1]
-        if mixed: dyes.fix('`view` merges two coloured dimensions', *mixed) # the widest goes on
+        mixed = [d for d in found if n in _varies(d)]
+        if len(mixed)<2: continue
+        *mixed,_ = sorted(mixed, key=lambda d: len(np.unique(d))) # the widest goes on
+        dyes.fix('`view` merges two coloured dimensions', *mixed)
         found = [d for d in found if not any(d is o for o in mixed)]
     dyes.pour(out, found)
 
@@ -1123,16 +1128,41 @@ def plot(self:Groups,
     return ax
 
 # %% ../nbs/08_dependency.ipynb #45fc3e36
-def _components(n, ties):
-    a,b = (np.concatenate(o) for o in zip(*ties)) if ties else (np.zeros(0, int),)*2
-    return connected_components(coo_matrix((np.ones(len(a), np.int8), (a, b)), shape=(n, n)), directed=False)[1]
+def _joined(n, a, b): # the smallest of those that each is tied to
+    labels = connected_components(coo_matrix((np.ones(len(a), np.int8), (a, b)), shape=(n, n)), directed=False)[1]
+    smallest = np.zeros(n, np.int64)
+    smallest[labels[::-1]] = np.arange(n)[::-1]
+    return smallest[labels]
+
+def _place_of(o, colours, sizes): # whose colours these are, all of them in order: most ties are between two such
+    if o.base is not colours or not len(o) or o.strides!=colours.strides: return None
+    return int(o[0]) if sizes.get(int(o[0]))==len(o) else None
+
+def _components(colours, starts, ties):
+    sizes,places,rest = dict(zip(starts.tolist(), np.diff(starts).tolist())),[],[]
+    for a,b in ties:
+        both = _place_of(a, colours, sizes),_place_of(b, colours, sizes)
+        if None in both: rest.append((a, b))
+        else: places.append(both)
+    smallest = colours.copy()
+    if places:
+        pairs = np.searchsorted(starts, np.array(places))
+        smallest[1:] += np.repeat(starts[_joined(len(sizes), *pairs.T)]-starts[:-1], np.diff(starts))
+    if rest:
+        a,b = (smallest[np.concatenate(o)] for o in zip(*rest))
+        met = np.zeros(len(colours), bool)
+        met[a] = met[b] = True
+        some,new,at = np.flatnonzero(met),colours.copy(),np.cumsum(met)-1
+        new[some] = some[_joined(len(some), at[a], at[b])]
+        smallest = new[smallest]
+    return (np.cumsum(smallest==colours)-1)[smallest]
 
 def _axes(labels): return [i for i in _varies(labels) if not (labels==_first(labels, {i})).all()]
 
-def _resolve(n, dyes):
+def _resolve(colours, starts, dyes):
     ties = list(dyes.ties)
     while True:
-        labels,open_ = _components(n, ties),[]
+        labels,open_ = _components(colours, starts, ties),[]
         for _,dye in dyes.splits:
             axes = _axes(labels[dye])
             if len(axes)<2: continue
@@ -1144,15 +1174,14 @@ def _resolve(n, dyes):
 
 # %% ../nbs/08_dependency.ipynb #a89b2491
 def _number(labels, place_of, free):
-    pick,n = free[labels],len(free)
-    rows = csr_matrix((np.ones(pick.sum(), np.int64), (labels[pick], place_of[pick])), shape=(n, place_of.max()+1))
-    rows.sum_duplicates()
-    first = np.full(n, len(labels))
-    np.minimum.at(first, labels[pick], np.flatnonzero(pick))
+    picked,n = np.flatnonzero(free[labels]),len(free)
+    first,places = np.full(n, len(labels)),np.zeros(n, np.int64)
+    first[labels[picked[::-1]]] = picked[::-1]
     order = np.flatnonzero(free)
     order = order[np.argsort(first[order])]
-    marks = np.random.default_rng(0).integers(2**62, size=rows.shape[1])
-    _,seen,kind = np.unique((rows @ marks)[order], return_index=True, return_inverse=True)
+    marks = np.random.default_rng(0).integers(2**62, size=place_of.max()+1)
+    np.add.at(places, labels[picked], marks[place_of[picked]]) # sums of places, with their counts, tell kinds apart
+    _,seen,kind = np.unique(places[order], return_index=True, return_inverse=True)
     kind = np.argsort(np.argsort(seen))[kind]
     by = np.argsort(kind, kind='stable')
     number = np.full(n, -1)
@@ -1206,7 +1235,8 @@ def _grown(t, place, slots, times, real):
 def _contradictions(dyes, group_of):
     bad = {}
     for a,b in dyes.ties:
-        for o in np.unique(np.concatenate([a[a!=b], b[a!=b]])):
+        if not (apart := a!=b).any(): continue
+        for o in np.unique(np.concatenate([a[apart], b[apart]])):
             bad.setdefault(int(group_of[o-1]), 'after a cut slices of different neurons meet')
     for why,colours in dyes.fixed:
         for o in np.unique(colours[colours>0]): bad.setdefault(int(group_of[o-1]), why)
@@ -1224,9 +1254,9 @@ def _all_tensors(model):
                 if t is not None: found.setdefault(id(t), (f'{path}.{nm}'.lstrip('.'), t))
     return dict([*params.values(), *buffers.values()])
 
-def _resized(model, slots, times, real): # all with numbers, none, or those of some names
+def _resized(tensors, slots, times, real): # all with numbers, none, or those of some names
     def _has_numbers(nm): return real if isinstance(real, bool) else nm in real
-    return {nm:_grown(t, nm, slots, times, _has_numbers(nm)) for nm,t in _all_tensors(model).items()}
+    return {nm:_grown(t, nm, slots, times, _has_numbers(nm)) for nm,t in tensors.items()}
 
 def size_of(
     module:nn.Module, # Module that holds a number
@@ -1262,7 +1292,7 @@ def resized(self:Groups,
     "Give a network other sizes for the length of a `with` block."
     modules,times = dict(model.named_modules()),times.astype(np.int64)
     old = [set_size(modules[nm], attr, int(times[mine].sum())) for nm,attr,mine in self.sizes]
-    try: yield _resized(model, self.slots, times, real)
+    try: yield _resized(_all_tensors(model), self.slots, times, real)
     finally:
         for was in reversed(old): setattr(*was)
 
@@ -1346,24 +1376,29 @@ def _times(groups, turns, real=False):
 
 MERGED = 'ties', 'fixed', 'splits', 'counts', 'inexact', 'made', 'read', 'squeezed'
 
+def _counts_idly(m): # a batch norm counts its batches, and reads the count only for a mean over all of them
+    return type(m) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d) and m.momentum is not None
+
 class _Trials:
     "Runs of a network: with a colour for each index, and with other sizes."
-    def __init__(self, model, inputs, real):
-        self.model,self.inputs,self.real = model,inputs,real
+    def __init__(self, model, inputs, real, tensors):
+        self.model,self.inputs,self.real,self.tensors = model,inputs,real,tensors
         self.noted,self.base,self.plain,self.trained,self.last,self.up,self.scaled = None,None,None,None,None,None,set()
         self.leaves,self.stopped,self.contents,self.differs,self.pair = [],False,_Contents(model),real,inputs
-        self.tensors = _all_tensors(model)
-        self.places = [(nm, d, n) for nm,t in self.tensors.items() for d,n in enumerate(t.shape) if n>1]
+        self.places = [(nm, d, n) for nm,t in tensors.items() for d,n in enumerate(t.shape) if n>1]
         self.starts = np.cumsum([1, *(n for _,_,n in self.places)])
-        held = [*self.tensors.values(), *tensors_in(inputs).values()]
+        self.colours = np.arange(self.starts[-1])
+        held = [*tensors.values(), *tensors_in(inputs).values()]
         self.home = next((t.device for t in held if not t.is_meta), torch.device('cpu'))
+        counters = (f'{nm}.num_batches_tracked'.lstrip('.') for nm,m in model.named_modules() if _counts_idly(m))
+        self.idle = {nm:None for nm in counters if nm in tensors}
 
     def coloured(self, inputs, calls=None, trains=False):
         "One run with a colour for each index."
-        colours = {(nm, d):np.arange(a, a+n) for (nm,d,n),a in zip(self.places, self.starts)}
+        colours = {(nm, d):self.colours[a:a+n] for (nm,d,n),a in zip(self.places, self.starts)}
         dyes = calls.dyes if calls else Dyes(self.real, home=self.home)
         buffers = {nm for nm,t in self.tensors.items() if not isinstance(t, nn.Parameter)}
-        tensors = _resized(self.model, {}, None, self.real or buffers)
+        tensors = _resized(self.tensors, {}, None, self.real or buffers) | self.idle
         _flow(self.model, inputs, tensors, colours, dyes, calls, trains, self.contents)
         self.leaves += dyes.leaves
         return dyes
@@ -1407,7 +1442,7 @@ class _Trials:
         inputs,real = inputs or (self.pair if trains else self.inputs),self.real or self.base.known
         try:
             with warnings.catch_warnings(action='ignore'), groups.resized(self.model, times, real) as tensors:
-                _flow(self.model, inputs, tensors, colours, dyes, calls if self.noted else None, trains,
+                _flow(self.model, inputs, tensors | self.idle, colours, dyes, calls if self.noted else None, trains,
                       self.contents)
         except STOPS as e: calls.stop(e)
         calls.error = None # it holds all that ran
@@ -1602,7 +1637,7 @@ def settle(self:_Trials):
 @patch
 def collect(self:_Trials):
     "The table of groups from what the coloured runs have found, and other choices of the numbers that follow a cut."
-    return _collect(self.model, self.base, self.places, self.starts)
+    return _collect(self.model, self.base, self.places, self.starts, self.colours)
 
 @patch
 def done(self:_Trials, groups):
@@ -1699,7 +1734,8 @@ def leave(self:Dyes, out):
 def _flow(model, inputs, tensors, colours, dyes, calls=None, trains=False, contents=None):
     was = contents or _Contents(model),_Random()
     params = {nm for nm,_ in model.named_parameters()}
-    for nm,t in tensors.items():
+    held = {nm:t for nm,t in tensors.items() if t is not None}
+    for nm,t in held.items():
         t.name_in_model,t.silent,t.touched = nm,nm in params,t.numel()>1
         dyes.pour(t, [_laid(colours[nm, d], d, t.ndim) for d in range(t.ndim) if (nm, d) in colours])
     ready = [evaluating(model), headwise(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH)]
@@ -1713,7 +1749,7 @@ def _flow(model, inputs, tensors, colours, dyes, calls=None, trains=False, conte
     finally:
         for o in (*was, dyes.memory): o.put_back()
         dyes.path.clear()
-        for t in (*tensors.values(), *dyes.marked):
+        for t in (*held.values(), *dyes.marked):
             for nm in ('dyes', 'silent', 'name_in_model', 'touched'): vars(t).pop(nm, None)
     return dyes
 
@@ -1741,8 +1777,7 @@ def trace(
 )->Groups:            # Which slices are one neuron, and what is fixed
     "Find the neurons of a network by dye tracing."
     model = plain(model)
-    _check_traceable(model, inputs, named)
-    trials = _Trials(model, (inputs, named), real)
+    trials = _Trials(model, (inputs, named), real, _tensors_to_trace(model, inputs, named))
     try: trials.first()
     except _Unsearchable as e: raise TypeError(f'{type(model).__name__} cannot be traced: {e}') from e
     except Exception as e:
@@ -1753,24 +1788,26 @@ def trace(
     _forget(leaves, f'`trace` leaves {{}} tensors without numbers outside of {type(model).__name__}')
     return groups
 
-def _check_traceable(model, inputs, named):
+def _tensors_to_trace(model, inputs, named):
     if isinstance(model, torch.jit.ScriptModule):
         raise TypeError(f'{model.original_name} is scripted or traced: `trace` needs the `nn.Module` it was made from')
-    if any(isinstance(p, UninitializedTensorMixin) for p in _all_tensors(model).values()):
+    found = _all_tensors(model)
+    if any(isinstance(p, UninitializedTensorMixin) for p in found.values()):
         raise ValueError(f'{type(model).__name__} has lazy layers without a size: run it once before `trace`')
     if not tensors_in((inputs, named)): raise ValueError('`trace` needs example inputs to run the network')
+    return found
 
 def _hint(model, inputs, named, real):
     if real: return ''
-    try: _flow(model, (inputs, named), _resized(model, {}, None, True), {}, Dyes(True))
+    try: _flow(model, (inputs, named), _resized(_all_tensors(model), {}, None, True), {}, Dyes(True))
     except STOPS: return ''
     return '. With numbers it runs: call `trace` with `real=True`'
 
 # %% ../nbs/08_dependency.ipynb #3c457b21
-def _collect(model, dyes, places, starts):
+def _collect(model, dyes, places, starts, colours):
     params = dict(model.named_parameters())
     unused = [np.arange(a, a+n) for (nm,_,n),a in zip(places, starts) if nm in params and nm not in dyes.used]
-    labels = _resolve(int(starts[-1]), dyes)
+    labels = _resolve(colours, starts, dyes)
     why = _reasons(len(labels), labels, [*dyes.fixed, *(('it is never used in the forward pass', o) for o in unused)])
     place_of = np.repeat(np.arange(len(places)+1), [1, *(n for *_,n in places)])
     free = np.zeros(labels.max()+1, bool)
