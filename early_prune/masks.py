@@ -275,6 +275,7 @@ class Masks:
         self.n_units = {nm:granularity.count(o.outline) for nm,o in self.matrices.items()}
         self.n_kept,self.masks,self.followers = dict(self.n_units),{},{}
         self.amount,self.seen = None,{} # how second moments of what returns begin, and the masks of the last `apply`
+        self.bytes,self.at = {},[]
         self.upheld,self.pending,self.n_steps = [],False,0 # `pending`: no optimizer has seen the masks yet
 
     def _first(self, nm, t): # as `(out, in, ...)`; single weights are chosen as they lie
@@ -436,7 +437,7 @@ def _set_all(self:Masks, chosen):
     for nm,(units,n) in chosen.items(): self._set(nm, units, n)
     if not self.upheld: self.n_steps = 0
     tensors = self.params | {o:p for ps in self.followers.values() for o,p in ps.items()}
-    self.upheld,self.pending = [(nm, tensors[nm], mask) for nm,mask in self.masks.items()],True
+    self.upheld,self.pending,self.at = [(nm, tensors[nm], mask) for nm,mask in self.masks.items()],True,[]
     return self
 
 @patch
@@ -494,12 +495,11 @@ def _shares(pairs, n):
             i,done = i+step,done+step*row
     return shares
 
-def _clear(pairs):
-    bytes_of = {id(m):m.view(torch.uint8) for _,m in pairs} # a mask serves a weight and its state
-    bits = [(t.detach().view(INTS[t.element_size()]), bytes_of[id(m)]) for t,m in pairs]
-    if any(t.device.type!='cpu' for t,_ in bits): return torch._foreach_mul_([t for t,_ in bits], [m for _,m in bits])
-    arrays = {id(m):m.numpy() for m in bytes_of.values()}
-    work,n = [(t.numpy(), arrays[id(m)]) for t,m in bits],torch.get_num_threads()
+def _clear(pairs, known=()): # `known`: the bytes of some masks, by `id`
+    bits = [t.detach().view(INTS[t.element_size()]) for t,_ in pairs]
+    if any(t.device.type!='cpu' for t in bits): return torch._foreach_mul_(bits, [m.view(torch.uint8) for _,m in pairs])
+    arrays = [known[id(m)] if id(m) in known else m.view(torch.uint8).numpy() for _,m in pairs]
+    work,n = [(t.numpy(), a) for t,a in zip(bits, arrays)],torch.get_num_threads()
     if n==1 or sum(t.size for t,_ in work)<2**18: return _multiply(work)
     first,*rest = _shares(work, n)
     with ThreadPoolExecutor(n-1) as pool:
@@ -708,6 +708,15 @@ def copies_in(
 
 # %% ../nbs/04_masks.ipynb #4c60b1a3
 @patch
+def _bytes(self:Masks):
+    "The memory of the masks, by `id`, as it is read at every step."
+    now = [mask.data_ptr() for *_,mask in self.upheld]
+    if self.at!=now: # new masks, or those of a copy
+        self.at,cpu = now,[mask for *_,mask in self.upheld if mask.device.type=='cpu']
+        self.bytes = {id(mask):mask.view(torch.uint8).numpy() for mask in cpu}
+    return self.bytes
+
+@patch
 @torch.no_grad()
 def apply(self:Masks,
     optimizer=None,    # Optimizer, or a list of all, that forgets pruned weights; a wrapper is looked into
@@ -723,9 +732,10 @@ def apply(self:Masks,
     zero = [(t, mask) for _,t,mask,o in remembered
             if o.fresh==0 and t.is_floating_point() and not (o.amount and amounts)]
     _clear([(p, mask) for _,p,mask in self.upheld] + zero +
-           [(copy[nm], mask) for _,copy in copies for nm,_,mask in self.upheld if nm in copy])
+           [(copy[nm], mask.to(copy[nm].device)) for _,copy in copies for nm,_,mask in self.upheld if nm in copy],
+           self._bytes()) # an average may be on another device
     put_back(o for o,_ in copies)
-    for p,t,mask,o in remembered:
+    for p,t,mask,o in remembered if amounts or len(zero)<len(remembered) else ():
         if o.fresh!=0 or not t.is_floating_point(): t.masked_fill_(~mask, o.fresh)
         elif o.amount and amounts: self.amount(t, mask, self.seen.get(id(p), mask).reshape(mask.shape))
     if optimizer is not None: self.pending,self.seen = False,{id(p):mask for _,p,mask in self.upheld}
@@ -736,7 +746,7 @@ def apply(self:Masks,
 @torch.no_grad()
 def mask_grads(self:Masks):
     "Set the gradients of pruned weights to zero; call it after `backward`, before clipping and the step."
-    _clear([(p.grad, mask) for _,p,mask in self.upheld if p.grad is not None])
+    _clear([(p.grad, mask) for _,p,mask in self.upheld if p.grad is not None], self._bytes())
 
 @patch
 @torch.no_grad()

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from inspect import getattr_static
 from itertools import product
 from math import prod
 from types import FunctionType, MethodType
@@ -309,15 +310,17 @@ def _shuffle(t, perms, axes):
 @contextmanager
 def _undisturbed():
     "The random numbers of the training are those it would have had without the trial."
-    python,numpy,cuda = random.getstate(),np.random.get_state(),torch.cuda.is_initialized()
-    devices = list(range(torch.cuda.device_count())) if cuda else []
+    python,numpy,here = random.getstate(),np.random.get_state(),torch.get_rng_state()
+    gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
     try:
-        with torch.random.fork_rng(devices=devices), warnings.catch_warnings(), torch.enable_grad():
+        with warnings.catch_warnings(), torch.enable_grad():
             warnings.simplefilter('ignore')
             yield
     finally:
         random.setstate(python)
         np.random.set_state(numpy)
+        torch.set_rng_state(here)
+        if gpus is not None: torch.cuda.set_rng_state_all(gpus)
 
 # %% ../nbs/03b_optimizers.ipynb #f61009c0
 @dataclass(frozen=True)
@@ -386,7 +389,7 @@ class Layout:
     ):
         self.tops = [ref(o) for o in (optimizer if isinstance(optimizer, _LISTS) else [optimizer])]
         self.memory,self.exact,self.with_closure,self.seeded = _Memory(optimizer),set(),False,False
-        self.parts,self.attributes,self.listed,self.holds = {},[],False,False
+        self.parts,self.attributes,self.listed,self.holds,self.last,self.n = {},[],False,False,None,3
         self.renewed,self.rehearsed,self.tried,self.order = set(),False,False,[]
         if (key := self._key()) in _FOUND: self._recall(*_FOUND[key])
         else:
@@ -473,13 +476,14 @@ def _keep(self:Layout, key):
     if key is None: return
     kinds,renewed = ([held(ids[0]) for ids in self.members] for held in (self.parts.get, self.renewed.__contains__))
     _FOUND.pop(key, None)
-    _FOUND[key] = kinds,renewed,self.holds,(self.with_closure, self.seeded, self.rehearsed),frozenset(self.exact)
+    how = self.with_closure,self.seeded,self.rehearsed,self.n
+    _FOUND[key] = kinds,renewed,self.holds,how,frozenset(self.exact)
     while len(_FOUND)>_N_FOUND: del _FOUND[next(iter(_FOUND))]
 
 @patch
 def _recall(self:Layout, kinds, renewed, holds, how, exact):
     self.holds,self.exact,self.tried = holds,set(exact),True
-    self.with_closure,self.seeded,self.rehearsed = how
+    self.with_closure,self.seeded,self.rehearsed,self.n = how
     self._assign(kinds)
     self.renewed = {o for ids,new in zip(self.members, renewed) if new for o in ids}
 
@@ -519,22 +523,56 @@ def _tensors(places):
 @patch
 def _compare(self:Layout):
     g,one = torch.Generator().manual_seed(0),self._twin()
-    values,grads,masks = _draw(one.params, 3, g)
+    values,grads,masks = _draw(one.params, self.n, g)
     perms = [_shuffles(p.shape, g) for p in one.params]
     turn = lambda ts: [_shuffle(t, o, range(t.ndim)) for t,o in zip(ts, perms)]
     off = lambda ts: [t*m for t,m in zip(ts, masks)]
     new,other = self._twin(),self._twin()
     found = _run(one, values, grads)
+    self._refuse_foreign(one)
     moved = _run(other, turn(values), [turn(gs) for gs in grads])
     first = _run(new, off(values), [off(grads[0])])
     kinds = [{k:_part(p, a, b.get(k), z.get(k), o, m) for k,a in mine.items() if k in b}
              for p,mine,b,z,o,m in zip(one.params, found, moved, first, perms, masks)]
     self._assign(kinds)
     self.holds = self._stays(one, kinds, masks, grads)
+    if self.n<_LATE and self._has_more(one, found): # some memory begins later
+        self.n = _LATE
+        self._compare()
+
+_LATE = 12 # steps of a trial where memory begins late
+
+@patch
+def _has_more(self:Layout, twin, found):
+    places,of = twin.memory.places(),self._of_twin(twin).parts
+    now = [(p, k, t) for p,mine in zip(twin.params, found) for k,t in _tensors(places[id(p)]).items() if k not in mine]
+    return any(t.numel()>1 and _part_of(of[id(p)], *k, t, p) is None for p,k,t in now)
+
+def _in_one(nm, shape, params):
+    "Refuse what is as long as all parameters together, and so no memory of one of them."
+    sizes,n = [[p.numel() for p in ps] for ps in (params, [p for p in params if p.requires_grad])],prod(shape)
+    if max(shape, default=0)==n and any(len(o)>1 and n==sum(o) for o in sizes):
+        raise Unreadable(f'`{nm}` is one vector for all weights, and cannot be read')
+
+@patch
+def _refuse_foreign(self:Layout, twin):
+    "Refuse memory in which it is not seen what belongs to a weight: arrays, and one vector for all weights."
+    places = twin.memory.places()
+    for p in twin.params:
+        for _,holder,key in places[id(p)]:
+            if any(isinstance(v, np.ndarray) and v.size>1 for _,v in _items(holder[key])):
+                raise Unreadable('memory in arrays of NumPy cannot be read')
+            for path,t in _leaves(holder[key]):
+                if t.numel()!=p.numel(): _in_one('.'.join(map(str, path)), t.shape, twin.params)
+    for old,new in zip(self.memory.optimizers, twin.memory.optimizers):
+        for nm,v in vars(new).items():
+            was = vars(old).get(nm)
+            if not isinstance(v, (Tensor, np.ndarray)) or type(v) is type(was) and np.array_equal(was, v): continue
+            _in_one(nm, v.shape, twin.params)
 
 @patch
 def _assign(self:Layout, kinds):
-    self.parts = {o:parts for ids,parts in zip(self.members, kinds) for o in ids}
+    self.parts,self.last = {o:parts for ids,parts in zip(self.members, kinds) for o in ids},None
     places = {place for parts in kinds for place,_ in parts}
     self.attributes = sorted(place[1] for place in places if place[0]=='attribute')
     self.listed = any(place[0] in ('list', 'group') for place in places)
@@ -606,6 +644,7 @@ def read(self:Layout,
     found,strange = self._read(params)
     if strange and self.tops:
         self.exact |= {_size(p) for p,_ in strange} # what is kept may depend on size: the next copy is as large
+        self.n = max(self.n, _LATE) # or on time
         self._try()
         found,strange = self._read(params)
     for p,what in strange:
@@ -619,7 +658,7 @@ def _of_twin(self:Layout,
 )->Layout:     # The same layout, of the twin
     "Read the memory of a twin."
     new,same = copy.copy(self),[(id(p), ids[0]) for p,ids in zip(twin.params, self.members)]
-    new.memory,new.tops,new.rehearsed = twin.memory,[],True
+    new.memory,new.tops,new.rehearsed,new.last = twin.memory,[],True,None
     new.parts,new.renewed = {p:self.parts[o] for p,o in same},{p for p,o in same if o in self.renewed}
     return new
 
@@ -656,10 +695,40 @@ def remembered(self:Layout,
     pairs:list, # `(parameter, mask)`, `True` where a weight is kept
 )->list:        # `(parameter, tensor, mask, Part)` of all that has one number for each weight and is not left alone
     "Find what is remembered of single weights, and how it lies along them."
-    pairs = [(p, mask) for p,mask in pairs if id(p) in self.parts] # a frozen weight may be in no optimizer
-    found = zip(pairs, self.read([p for p,_ in pairs]))
-    return [(p, t, mask if t.shape==mask.shape else mask.reshape(t.shape), part)
-            for (p,mask),mine in found for *_,t,part in mine if part.fresh is not None]
+    masks = {id(p):mask for p,mask in pairs if id(p) in self.parts} # a frozen weight may be in no optimizer
+    if not self._is_as_read(masks): self._read_anew([p for p,_ in pairs if id(p) in masks])
+    found = [(p, t, masks[id(p)], part) for p,t,part in self.last[-1]]
+    return [o if o[1].shape==o[2].shape else (*o[:2], o[2].reshape(o[1].shape), o[3]) for o in found]
+
+def _inner(v): return [len(o) for o in v.values() if isinstance(o, dict)] if type(next(iter(v))) is str else None
+
+@patch
+def _extents(self:Layout): # of each dictionary, and of those in it that may have parameters as keys
+    return [(id(v), len(v), _inner(v)) for o in self.memory.optimizers for nm,v in vars(o).items()
+            if isinstance(v, dict) and v and nm not in _BUILT]
+
+@patch
+def _read_anew(self:Layout, params):
+    "Read what is remembered, and note where: most optimizers change numbers at every step, and tensors never."
+    found,entries = self.read(params),[]
+    for p,places in self._where(params):
+        for place,holder,key in places:
+            simple = place[0]!='attribute' and type(holder[key]) is dict and all(map(_is_flat, holder[key].values()))
+            tensors = {k:v if isinstance(v, Tensor) else None for k,v in holder[key].items()} if simple else None
+            entries.append((p, p.shape, holder, key, tensors))
+    kept = [(p, t, part) for p,mine in zip(params, found) for *_,t,part in mine if part.fresh is not None]
+    again = self.listed or any(o[-1] is None for o in entries) # what is nested is read each time
+    self.last = [None] if again else [id(p) for p in params],self._extents(),entries,kept
+
+def _is_flat(v): return isinstance(v, (Tensor, bool, int, float, str, type(None)))
+
+@patch
+def _is_as_read(self:Layout, params):
+    "Whether the same tensors are where they were the last time."
+    if self.last is None or self.last[:2]!=([*params], self._extents()): return False
+    return all(p.shape==shape and key in holder and _holds(holder[key], old) for p,shape,holder,key,old in self.last[2])
+
+def _holds(entry, old): return len(entry)==len(old) and all(entry.get(k) is v for k,v in old.items() if v is not None)
 
 @patch
 @torch.no_grad()
@@ -786,14 +855,14 @@ def _cut_copy(self:Layout):
     try:
         with _undisturbed():
             twin = self._twin()
-            values,grads,_ = _draw(twin.params, 5, torch.Generator().manual_seed(0))
-            _run(twin, values, grads[:3])
+            values,grads,_ = _draw(twin.params, self.n+2, torch.Generator().manual_seed(0))
+            _run(twin, values, grads[:-2])
             at = {p:{d:torch.arange(0, n, 2) for d,n in enumerate(p.shape[:2]) if n>1} for p in twin.params}
             with torch.no_grad():
                 change = self._of_twin(twin).cut(at)
                 for p,idxs in at.items(): _replace(p, _slice(p.detach(), idxs))
                 change()
-            for gs in grads[3:]: twin.step([_slice(g, idxs) for g,idxs in zip(gs, at.values())])
+            for gs in grads[-2:]: twin.step([_slice(g, idxs) for g,idxs in zip(gs, at.values())])
     except Exception as e:
         raise Unreadable(f'`optimizer` {self.name} cannot go on after a cut: {type(e).__name__}: {str(e):.120}') from e
 
@@ -848,7 +917,9 @@ def _reference(t, params): # a weight or a view of it is no memory: what is read
 def _storable(o, params):
     "The same in numbers, text, tensors, lists and dicts with text as keys; what is held of parameters in their order."
     again = lambda values: [_storable(v, params) for v in values]
-    if isinstance(o, Tensor) and _plain(o): return _reference(o, params) or _in_order(o)
+    if isinstance(o, Tensor) and _plain(o):
+        if o.is_complex(): return {'@parts':torch.view_as_real(o.detach().resolve_conj())}
+        return _reference(o, params) or _in_order(o)
     if isinstance(o, dict): return _storable_table(o, params, again)
     if isinstance(o, deque): return {'@deque':again(o), '@maxlen':o.maxlen}
     if isinstance(o, set): return {'@set':again(o)}
@@ -919,6 +990,7 @@ _MADE = {'@parameter':lambda o,params,device: _weight(params, o['@parameter']),
          '@view':lambda o,params,device: _view(o, params), '@torch':lambda o,params,device: _named(o['@torch']),
          '@device':lambda o,params,device: torch.device('cpu') if o['@device']=='cpu' else device,
          '@array':lambda o,params,device: o['@array'].cpu().numpy(),
+         '@parts':lambda o,params,device: torch.view_as_complex(o['@parts'].to(device).contiguous()),
          '@complex':lambda o,params,device: complex(*o['@complex'])}
 
 def _put(held, nm, new, params):
@@ -978,7 +1050,7 @@ def load_memory(
     for o,groups,values in zip(found, state['groups'], state['values'], strict=True):
         for g,new in zip(_group_dicts(o), groups): g.update(_restored(new, params, params[0].device))
         for nm,v in values.items():
-            if nm in _BUILT or nm not in vars(o) and hasattr(type(o), nm):
+            if nm in _BUILT or nm not in vars(o) and not isinstance(getattr_static(type(o), nm, None), _PLAIN):
                 raise ValueError(f'{type(o).__name__} has no setting {nm!r}')
             _put(vars(o), nm, v, params)
     try: layout.read(params)

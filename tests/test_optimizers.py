@@ -522,11 +522,11 @@ class Shifting(Own):
     "A memory of another shape each time, which no layout can know."
     def move(self, p, s):
         s['n'] = s.get('n', 0)+1
-        if s['n']>6: s['late'] = torch.zeros(s['n'], 3)
+        if s['n']>20: s['late'] = torch.zeros(s['n'], 3)
         return p.grad
 
 def test_what_appears_later_and_fits_nothing_is_refused():
-    t = zoo.begin(Entry('', lambda net: Shifting(net.parameters())), *F64).step(9)
+    t = zoo.begin(Entry('', lambda net: Shifting(net.parameters())), *F64).step(23)
     groups,shapes = trace(t.net, t.x[:2]),[p.shape for p in t.net.parameters()]
     with pytest.raises(Unreadable, match='keeps `late` of shape'): cut(t.net, groups, {g.name:k for g,k in zip(groups, zoo.KEPT)}, t.opt)
     assert shapes==[p.shape for p in t.net.parameters()]
