@@ -6,12 +6,13 @@
 __all__ = ['SHAPED', 'RULES', 'Dyes', 'rule', 'headwise', 'Group', 'Groups', 'size_of', 'set_size', 'plain', 'trace']
 
 # %% ../nbs/08_dependency.ipynb #818cd841
+import gc
 import json
 import math
 import warnings
 import weakref
 from collections import Counter
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, lru_cache, partial, wraps
@@ -1776,7 +1777,17 @@ def trace(
     **named,          # Example inputs that `model` takes by name
 )->Groups:            # Which slices are one neuron, and what is fixed
     "Find the neurons of a network by dye tracing."
-    model = plain(model)
+    with nullcontext() if real else _uncollected(): return _trace(plain(model), inputs, real, named)
+
+@contextmanager
+def _uncollected(): # a run on shapes leaves no circles of tensors, and the collector would search all that is loaded
+    was = gc.isenabled()
+    gc.disable()
+    try: yield
+    finally:
+        if was: gc.enable()
+
+def _trace(model, inputs, real, named):
     trials = _Trials(model, (inputs, named), real, _tensors_to_trace(model, inputs, named))
     try: trials.first()
     except _Unsearchable as e: raise TypeError(f'{type(model).__name__} cannot be traced: {e}') from e

@@ -1029,3 +1029,16 @@ def test_two_stay_where_one_would_be_squeezed_away(how):
 def test_a_squeeze_of_other_dimensions_asks_for_nothing():
     net,x = squeezing(lambda h: h.mean((2, 3), keepdim=True).squeeze(3).squeeze(-1)),torch.randn(5, 3, 2, 2)
     assert [g.least for g in trace(net, x)]==[1, 1]
+
+@pytest.mark.parametrize('on', [True, False])
+def test_the_collector_is_as_it_was(on):
+    "Also where the network stops."
+    was = gc.isenabled()
+    try:
+        (gc.enable if on else gc.disable)()
+        seen = []
+        trace(nn.Sequential(nn.Linear(4, 6), Net(lambda m,x: seen.append(gc.isenabled()) or x), nn.Linear(6, 2)), torch.randn(2, 4))
+        assert gc.isenabled()==on and seen and not any(seen)
+        with pytest.raises(ValueError, match='could not be run'): trace(nn.Linear(4, 6), torch.randn(2, 5))
+        assert gc.isenabled()==on
+    finally: (gc.enable if was else gc.disable)()
