@@ -1031,13 +1031,13 @@ def test_a_squeeze_of_other_dimensions_asks_for_nothing():
     assert [g.least for g in trace(net, x)]==[1, 1]
 
 @pytest.mark.parametrize('on', [True, False])
-def test_the_collector_is_as_it_was(on):
+def test_the_collector_is_as_it_was(on, monkeypatch):
     "Also where the network stops."
-    was = gc.isenabled()
+    was,seen,flow = gc.isenabled(),[],dependency._flow
+    monkeypatch.setattr(dependency, '_flow', lambda *args: seen.append(gc.isenabled()) or flow(*args))
     try:
         (gc.enable if on else gc.disable)()
-        seen = []
-        trace(nn.Sequential(nn.Linear(4, 6), Net(lambda m,x: seen.append(gc.isenabled()) or x), nn.Linear(6, 2)), torch.randn(2, 4))
+        trace(nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 2)), torch.randn(2, 4))
         assert gc.isenabled()==on and seen and not any(seen)
         with pytest.raises(ValueError, match='could not be run'): trace(nn.Linear(4, 6), torch.randn(2, 5))
         assert gc.isenabled()==on
