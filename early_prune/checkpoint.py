@@ -10,6 +10,7 @@ __all__ = ['write_state', 'read_state', 'loader_state', 'load_loader', 'save_che
 import hashlib
 import io
 import json
+import os
 import random
 import sys
 import sysconfig
@@ -136,11 +137,11 @@ def write_state(
     return write_tensors(path, packer.tensors, dict(format=_FORMAT, state=text), keep)
 
 # %% ../nbs/14_checkpoint.ipynb #16bbec92
-def _newest(path): return next((o for o in (_older(path, i) for i in range(2)) if o.is_file()), path)
+def _newest(path): return next((o for o in (_older(path, i) for i in range(2)) if os.path.isfile(o)), path)
 
 def _whole_older(path, read): # the newest of the older files that can be read, and what is in it
     for i in range(1, 100):
-        if not _older(path, i).is_file(): return None,None
+        if not os.path.isfile(_older(path, i)): return None,None
         try: return _older(path, i),read(_older(path, i))
         except ValueError: continue # damaged as well: the one before it
     return None,None
@@ -719,8 +720,9 @@ def before_train(self:_Continue):
 
 # %% ../nbs/14_checkpoint.ipynb #36f5bb8d
 def _locked(path):
-    lock = lock_of(path)
-    try: lock.acquire()
+    try:
+        lock = lock_of(path)
+        lock.acquire()
     except Timeout as e: raise OSError(f'`path` is the checkpoint of another training that runs: {path}') from e
     except OSError as e: raise OSError(f'{path} cannot be written: {e}') from e
     return lock
@@ -742,7 +744,7 @@ class CheckpointCallback(_Continue):
         keep:int=1,                # Files to keep: `path`, then `path` with `.1`, `.2`, ... before its ending
         resume:bool=False,         # Go on from `path` if it is there
     ):
-        super().__init__(path=Path(path))
+        super().__init__(path=Path(path).absolute())
         if isinstance(every, float) and not 0<every<=1:
             raise ValueError(f'`every` as a share is in (0, 1], got {every}')
         if isinstance(every, int) and every<1: raise ValueError(f'`every` is at least 1 batch, got {every}')

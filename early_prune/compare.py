@@ -18,7 +18,7 @@ import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, fields
 from html import escape
@@ -54,6 +54,7 @@ from .models import get_model
 from .recipes import NEURON_RECIPES, RECIPES, imp, recipe
 from .regrowth import Regrowth
 from .schedules import Schedule, sched_one_shot
+from .surgery import beside, landing, write_whole
 from .triggers import AtEpoch
 
 # %% ../nbs/15_compare.ipynb #67a1ac23
@@ -218,16 +219,23 @@ def _torn(line):
     return False
 
 _LONGEST = 2**24 # bytes of a line
-_NUMBER = float,int
-_TYPES = dict(key=(str,), error=(str,), recipe=(str,), data=(str,), arch=(str,), seed=(int,), epochs=(int,), bs=(int,),
-              sparsity=_NUMBER, accuracy=_NUMBER, accuracies=(list,), seconds=_NUMBER, sparsity_reached=_NUMBER,
-              training_share=_NUMBER)
+_TEXTS = 'key', 'error', 'recipe', 'data', 'arch', 'training', 'device', 'python', 'torch', 'torchvision', 'fastai'
+_NUMBERS = 'sparsity', 'accuracy', 'seconds', 'sparsity_reached', 'training_share', 'lr', 'valid'
+_TYPES = dict.fromkeys(_TEXTS, (str,)) | dict.fromkeys(_NUMBERS, (float,int)) | dict(accuracies=(list,))
+_TYPES |= dict.fromkeys(('seed', 'epochs', 'bs', 'threads'), (int,)) | dict.fromkeys(('bf16', 'channels_last'), (bool,))
+_TYPES |= dict.fromkeys(('limit', 'at_epoch', 'every'), (int,type(None)))
+
+def _wrong(nm, v): # of a field that tables and pictures use
+    if type(v) not in _TYPES[nm]: return True
+    if nm=='accuracies': return any(_wrong('accuracy', o) for o in v)
+    if isinstance(v, str): return nm!='error' and any('\ud800'<=c<='\udfff' for c in v) # half letters
+    return v is not None and abs(v)>=2**63
 
 class Results:
     "Runs, one JSON line each, in a file that is only ever appended to."
     def __init__(self,
         path:str|Path, # File of results, created when the first run is added
-    ): self.path = Path(path)
+    ): self.path = Path(path).absolute()
 
     def __len__(self): return len(self.read())
 
@@ -249,9 +257,9 @@ class Results:
         except (ValueError, RecursionError) as e:
             raise ValueError(f'`{self.path}` line {i} is not a result: {e}') from None
         if not isinstance(record, dict): raise ValueError(f'`{self.path}` line {i} is not a result, but {line[:20]!r}')
-        for nm,kinds in _TYPES.items():
-            if type(v := record.get(nm, kinds[0]())) not in kinds:
-                raise ValueError(f'`{self.path}` line {i} is not a result: `{nm}` is {v!r:.40}')
+        for nm in _TYPES.keys() & record.keys():
+            if _wrong(nm, record[nm]):
+                raise ValueError(f'`{self.path}` line {i} is not a result: `{nm}` is {str(record[nm])[:40]!r}')
         return record
 
     def _keyed(self, wanted):
@@ -280,8 +288,10 @@ def claim(self:Results,
     key:str,        # Key of a run
 )->BaseFileLock:    # Not acquired yet; the system frees it when its process ends
     "Make the lock that a process holds while it trains a run."
-    folder = self.path.with_name(f'.{self.path.name}.claims')
-    folder.mkdir(exist_ok=True)
+    try:
+        folder = beside(landing(self.path), '.claims')
+        folder.mkdir(exist_ok=True)
+    except OSError as e: raise OSError(f'`{self.path}` cannot be written: {e}') from e
     return FileLock(folder/f'{key}.lock')
 
 @patch
@@ -289,7 +299,6 @@ def add(self:Results,
     record:dict, # Result of a run, plain values
 ):
     "Append one run; where the file cannot take it, keep it beside."
-    self._check()
     line = (json.dumps(record) + '\n').encode()
     try:
         with self.claim('append'): _append(self.path, line)
@@ -301,12 +310,13 @@ def keep_beside(
     line:bytes,# Result, JSON
 ):             # The file it is kept in, or the result itself
     "Keep a result in a file beside another, or else in the folder for temporary files."
-    name = f'{path.name}.{hashlib.sha256(line).hexdigest()[:12]}.kept'
+    name = f'{path.name[:50]}.{hashlib.sha256(line).hexdigest()[:12]}.kept'
     for folder in (path.parent, Path(tempfile.gettempdir())):
         try:
             (folder/name).write_bytes(line)
             return folder/name
-        except OSError: (folder/name).unlink(missing_ok=True) # as full as the first: the next one
+        except OSError: # no folder, or as full as the first: the next one
+            with suppress(OSError): (folder/name).unlink(missing_ok=True)
     return f'no file, so copy it from here: {line.decode()}'
 
 def _append(path, line):
@@ -410,7 +420,8 @@ def _repr_html_(self:Comparison, baseline=None):
     shown = self.table(baseline).rename(columns={'sparsity_reached':'reached', 'training_share':'share'})
     formats = dict.fromkeys(['accuracy', 'spread', 'least', 'most', 'reached', 'gain', 'low', 'high'], '{:.4f}')
     formats |= {'sparsity':'{:g}', 'at_epoch':'{:.0f}', 'share':'{:.2f}', 'seconds':'{:.1f}'}
-    style = shown.style.format({nm:o for nm,o in formats.items() if nm in shown}, na_rep='').hide(axis='index')
+    formats = {nm:o for nm,o in formats.items() if nm in shown}
+    style = shown.style.format(formats, na_rep='', escape='html').hide(axis='index') # names come from a file
     return style.to_html(table_uuid='compare') + _html_failures(self.failures)
 
 def _html_failures(failures):
@@ -549,7 +560,8 @@ def plot_curves(self:Comparison,
     cells = self._cells()
     ax = ax or plt.subplots(figsize=(6,3.4))[1]
     for i,(cell,records) in enumerate(cells.items()):
-        curves = np.array([r['accuracies'] for r in records])
+        least = min(len(r['accuracies']) for r in records)
+        curves = np.array([r['accuracies'][:least] for r in records])
         _line(ax, i, range(1, curves.shape[1]+1), curves, _label(cell, self.by))
     ax.set(xlabel='epoch', ylabel='accuracy')
     _legend(ax, len(cells))
@@ -682,6 +694,7 @@ def train_runs(
 )->Comparison:               # The runs, finished now or before
     "Train the runs that are not in the file and not claimed by another process; wait for those that are."
     for run in runs: _check(run)
+    path = Path(path).absolute() # for workers, which may be in another folder
     done = Results(path).finished()
     missing = [run for run in runs if run.key not in done]
     for wait in (False, True):
@@ -739,12 +752,7 @@ def report(self:Comparison,
     parts['Conditions'] = rows.drop_duplicates().T.to_html(header=False, na_rep='')
     body = ''.join(f'<h2>{nm}</h2><div>{o}</div>' for nm,o in parts.items())
     page = _PAGE.format(title=escape(title), n=len(self.records), failed=len(self.failures), parts=body)
-    draft = Path(path).with_name(f'.{Path(path).name}.{os.getpid()}')
-    try:
-        draft.write_text(page, encoding='utf-8')
-        return draft.replace(path)
-    except OSError as e: raise OSError(f'{path} could not be written: {e}') from e
-    finally: draft.unlink(missing_ok=True)
+    return write_whole(path, lambda o: o.write_text(page, encoding='utf-8', errors='xmlcharrefreplace'))
 
 # %% ../nbs/15_compare.ipynb #3a723490
 class _Snapshots(Callback):

@@ -11,6 +11,7 @@ __all__ = ['DATASETS', 'ImageSet', 'balanced_subset', 'stratified_split', 'rando
 # %% ../nbs/01_data.ipynb #9b47abf0
 import gzip, io, math, os, pickle, struct, zlib
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -380,7 +381,7 @@ def digits(
 
 # %% ../nbs/01_data.ipynb #1104be22
 def _file_size(path):
-    if not path.is_file(): raise FileNotFoundError(f'`{path}` is missing')
+    if not path.is_file(): raise FileNotFoundError(f'`{path}` is {"no regular file" if path.exists() else "missing"}')
     return path.stat().st_size
 
 def _damaged(path, expected, found, truncated=False):
@@ -453,6 +454,21 @@ _INERT = {('numpy','ndarray'), ('numpy','dtype'), ('_codecs','encode'), ('numpy.
           ('numpy.core.multiarray','_reconstruct'), ('numpy._core.multiarray','_reconstruct')}
 
 class _CifarUnpickler(pickle._Unpickler):
+    def __init__(self, data, most): # `most` reads: one or two for each instruction
+        super().__init__(io.BytesIO(data), encoding='bytes')
+        self.most = most
+
+    @property
+    def read(self): return self._read
+
+    @read.setter
+    def read(self, read): # set at the start of `load`
+        left = iter(range(self.most))
+        def counted(n):
+            if next(left, None) is None: raise ValueError(f'it has more than {self.most} instructions')
+            return read(n)
+        self._read = counted
+
     def find_class(self, module, name):
         "Refuse every name but those of an array."
         if (module,name) in _INERT: return _Inert
@@ -473,7 +489,7 @@ def _pixels(o):
 
 def _cifar_dict(buffer, n_classes, max_rows):
     "Images and labels of a pickle; any exception means that it is not one of CIFAR's."
-    d = {_bytes(k):v for k,v in _CifarUnpickler(io.BytesIO(buffer), encoding='bytes').load().items()}
+    d = {_bytes(k):v for k,v in _CifarUnpickler(buffer, 1000+30*max_rows).load().items()}
     x,labels = _pixels(d[b'data']),d[b'labels' if n_classes==10 else b'fine_labels']
     if not (x.shape==(len(labels),3072) and 1<=len(x)<=max_rows):
         raise ValueError(f'it has pixels of shape {x.shape} and {len(labels)} labels')
@@ -501,6 +517,7 @@ def read_cifar_pickle(
 # %% ../nbs/01_data.ipynb #69231397
 def _png(path, size):
     "Decode one picture of a known size."
+    _file_size(path)
     data = path.read_bytes()
     if b'IEND' not in data: raise _damaged(path, f'a picture of {size}x{size} pixels', f'{len(data)} bytes', True)
     # Pillow raises many kinds of exception on a damaged picture; all of them mean the same here.
@@ -607,8 +624,12 @@ def _check_archives(root): # of torchvision, which would only say that they are 
 
 def _download(name, root):
     from torchvision import datasets
+    made = [o for o in (root, *root.parents) if not o.exists()]
     root.mkdir(parents=True, exist_ok=True)
-    getattr(datasets, name)(root, download=True)
+    try: getattr(datasets, name)(root, download=True)
+    finally:
+        with suppress(OSError): # a folder that is not empty stays
+            for o in made: o.rmdir()
 
 # %% ../nbs/01_data.ipynb #aeb29620
 def load_official(
@@ -689,8 +710,9 @@ def image_folder(
     path = path or os.environ.get('EARLY_PRUNE_DATA')
     if path is None: raise ValueError('`path` names a folder with pictures, got None, and EARLY_PRUNE_DATA is not set')
     path = Path(path)
-    if not path.is_dir() or not get_image_files(path):
+    if not path.is_dir() or not (files := get_image_files(path)):
         raise ValueError(f'`path` must be a folder with pictures, got `{path}`')
+    for o in files: _file_size(o) # to read a pipe would wait for ever
     if not 0<valid_pct<1: raise ValueError(f'`valid_pct` is a fraction in (0, 1), got {valid_pct}')
     valid = [o for o in ('valid','val') if (path/o).is_dir() and (path/'train').is_dir()]
     splitter = GrandparentSplitter(valid_name=valid[0]) if valid else RandomSplitter(valid_pct, seed)

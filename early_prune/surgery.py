@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['ATTRIBUTES', 'DTYPES', 'NAMES', 'PATIENCE', 'FORMAT', 'cut', 'silence', 'prove', 'mute_slices', 'clear_slices',
-           'forget_neurons', 'fold', 'storable', 'lock_of', 'free', 'write_tensors', 'read_tensors', 'save',
-           'shrink_to', 'load', 'rewrap']
+           'forget_neurons', 'fold', 'storable', 'landing', 'beside', 'lock_of', 'free', 'write_tensors', 'write_whole',
+           'read_tensors', 'save', 'shrink_to', 'load', 'rewrap']
 
 # %% ../nbs/10_surgery.ipynb #bf07f541
 import gc
+import hashlib
 import json
 import math
 import os
@@ -454,6 +455,25 @@ def _save_file(tensors, path, meta):
         f.flush()
         os.fsync(f.fileno())
 
+# %% ../nbs/10_surgery.ipynb #a1f3c2a1
+def landing(
+    path:str|Path, # File that is to be written
+)->Path:           # It, or where its link leads; a draft in its folder can be given its name
+    "Find the file that is written or replaced, and refuse what is no regular file or is in no folder."
+    target = Path(os.path.realpath(path))
+    if target.is_symlink() or target.exists() and not target.is_file(): raise OSError('it is no regular file')
+    if not target.parent.is_dir(): raise FileNotFoundError(f'there is no folder {target.parent}')
+    return target
+
+def beside(
+    path:Path,  # A file
+    ending:str, # What follows its name
+)->Path:        # Hidden, in the same folder, and of a name that no file system finds too long
+    "Name a file that accompanies another."
+    name = f'.{path.name}{ending}'
+    if len(os.fsencode(name))>240: name = f'.{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:32]}{ending}'
+    return path.with_name(name)
+
 # %% ../nbs/10_surgery.ipynb #a1f3c204
 PATIENCE = 10. # seconds; longer than the workers of a loader outlive a process that was killed, and with it the lock
 
@@ -461,8 +481,7 @@ def lock_of(
     path:str|Path, # File that is to be written
 )->BaseFileLock:   # Not acquired yet; one for each path in a process, in which it can be acquired again
     "Make the lock that a process holds while a file is its own to write."
-    path = Path(os.path.realpath(path))
-    return FileLock(path.with_name(f'.{path.name}.lock'), PATIENCE, thread_local=False, is_singleton=True)
+    return FileLock(beside(landing(path), '.lock'), PATIENCE, thread_local=False, is_singleton=True)
 
 def free(
     lock:BaseFileLock, # Lock from `lock_of`
@@ -471,14 +490,14 @@ def free(
     if lock.lock_counter==1: Path(lock.lock_file).unlink(missing_ok=True)
     lock.release()
 
-def _older(path, i): return path if i==0 else path.with_name(f'{path.stem}.{i}{path.suffix}')
+def _older(path, i): return path if i==0 else path.parent/f'{path.stem}.{i}{path.suffix}'
 
-def _draft(path): return path.with_name(f'.{path.name}.{os.getpid()}.{threading.get_ident()}.part')
+def _draft(path): return beside(path, f'.{os.getpid()}.{threading.get_ident()}.part')
 
 def _clear_drafts(path):
-    ours = f'.{path.name}.{os.getpid()}.'
+    start,ours = beside(path, '.').name,beside(path, f'.{os.getpid()}.').name
     for o in path.parent.iterdir():
-        if o.name.startswith(f'.{path.name}.') and o.suffix=='.part' and not o.name.startswith(ours): o.unlink(True)
+        if o.name.startswith(start) and o.suffix=='.part' and not o.name.startswith(ours): o.unlink(True)
 
 def _rotate(path, keep):
     if keep==1 or not path.exists(): return
@@ -503,13 +522,28 @@ def write_tensors(
     "Write tensors and text into one file; the old file stays until the new one is whole."
     if keep<1: raise ValueError(f'`keep` is at least 1 file, got {keep}')
     for nm,t in tensors.items(): storable(t, nm)
-    target = Path(os.path.realpath(path))
     try:
+        target = landing(path)
         lock = lock_of(target)
         lock.acquire()
         try: _write(target, tensors, meta, keep)
         finally: free(lock)
     except Timeout as e: raise OSError(f'{path} could not be written: another process writes it') from e
+    except OSError as e: raise OSError(f'{path} could not be written: {e}') from e
+    return Path(path)
+
+def write_whole(
+    path:str|Path, # File to write; a link stays a link
+    write,         # Function that writes to the path it is given, of the same ending
+)->Path:           # The file
+    "Let `write` make a draft beside a file, then give it the name of the file."
+    try:
+        target = landing(path)
+        draft = beside(target, f'.{os.getpid()}.{threading.get_ident()}{target.suffix}')
+        try:
+            write(draft)
+            os.replace(draft, target)
+        finally: draft.unlink(missing_ok=True)
     except OSError as e: raise OSError(f'{path} could not be written: {e}') from e
     return Path(path)
 

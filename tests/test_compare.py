@@ -2,6 +2,7 @@
 import json
 import multiprocessing
 import os
+import re
 import time
 from pathlib import Path
 
@@ -368,6 +369,8 @@ def test_what_add_replaces_is_kept(tmp_path, end, last):
     assert beside.exists()!=last.endswith('}') and (last.endswith('}') or beside.read_text()==last+'\n')
 
 WRONG = ['{"key": 3}', '{"key": "a", "accuracy": "high"}', '{"key": "a", "accuracy": true}', '{"key": "a", "seed": 1.5}', '[1]', '"a"', '3',
+         *(json.dumps(dict(key='a') | {nm:v}) for nm,v in dict(lr=[1], limit={}, valid='x', at_epoch=1.5, bf16=[1], channels_last=0, training=[], every='',
+             device=[1], threads={}, python=3, accuracy=10**400, seconds=float('inf'), sparsity=-10**30, accuracies=[[.5]], recipe='\ud800').items()),
          '{"key": "a", "accuracies": {}}', '{"key": "a", "error": 1}', '{"key": "a", "sparsity": null}', '{"a":'*5000+'1'+'}'*5000, '\x00', 'no']
 
 @pytest.mark.parametrize('wrong', WRONG, ids=range(len(WRONG)))
@@ -392,7 +395,11 @@ def test_lines_without_a_key_and_files_that_are_none(tmp_path):
     os.mkfifo(tmp_path/'pipe')
     for path in (tmp_path/'pipe', tmp_path):
         with pytest.raises(ValueError, match=f'{path.name}` is no regular file'): Results(path).read()
-        with pytest.raises(ValueError, match=f'{path.name}` is no regular file'): Results(path).add(dict(key='a'))
+        with pytest.raises(OSError, match=f'{path.name}` could not take a result, kept in .*kept: .* it is no regular file') as e:
+            Results(path).add(dict(key='a'))
+        kept = Path(re.search('kept in (.*kept): ', str(e.value))[1])
+        assert json.loads(kept.read_text())==dict(key='a')
+        kept.unlink()
 
 @pytest.mark.parametrize('where', ['write', 'fsync', 'short'])
 def test_a_full_disk_loses_no_training(tmp_path, monkeypatch, where):
@@ -416,3 +423,10 @@ def test_a_report_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, 'write_text', full)
     with pytest.raises(OSError, match='r.html could not be written: .*No space'): Comparison(records).report(tmp_path/'r.html')
     assert not list(tmp_path.iterdir())
+
+def test_a_page_shows_names_as_text(tmp_path):
+    "They come from a file, and a browser takes none of them for its own words; curves of other lengths are drawn as far as both go."
+    record = dict(key='a', recipe='<b>x</b>', sparsity=.9, seed=0, accuracy=.5, accuracies=[.4, .5], sparsity_reached=.9, seconds=1.)
+    failed = record | dict(error='<i>no</i> \ud800')
+    page = Comparison([record, record | dict(seed=1, accuracies=[.4])], [failed]).report(tmp_path/'r.html', title='<u>t</u>').read_text(encoding='utf-8')
+    assert '&lt;b&gt;x&lt;/b&gt;' in page and not any(o in page for o in ('<b>', '<i>', '<u>'))
