@@ -1,6 +1,6 @@
 """How the second moment of a weight that returns should begin: at zero, kept, or at the mean of its layer.
 
-    python nbs/studies/returning.py     # 18 trainings on 5,000 images of CIFAR-10, into results/returning.jsonl
+    python nbs/studies/returning.py     # 36 trainings on 5,000 images of CIFAR-10, into results/returning.jsonl
 
 Stop it whenever you like: finished trainings are kept, and the next call goes on."""
 import argparse
@@ -52,7 +52,7 @@ def main(argv=None):
     out = parser.parse_args(argv).out
     done = [json.loads(o) for o in out.read_text().splitlines()] if out.exists() else []
     seen = {(r['recipe'], r['amount'], r['seed']) for r in done}
-    for seed,name,amount in product(range(3), ('rigl', 'granet'), AMOUNTS):
+    for seed,name,amount in product(range(6), ('rigl', 'granet'), AMOUNTS):
         if (name, amount, seed) in seen: continue
         record = train(name, amount, seed)
         with open(out, 'a') as f: f.write(json.dumps(record)+'\n')
