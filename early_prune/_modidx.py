@@ -1664,4 +1664,5 @@ d = { 'settings': { 'branch': 'main',
                                       'early_prune.triggers.plot_widths': ('triggers.html#plot_widths', 'early_prune/triggers.py'),
                                       'early_prune.triggers.shortfall': ('triggers.html#shortfall', 'early_prune/triggers.py'),
                                       'early_prune.triggers.similarity': ('triggers.html#similarity', 'early_prune/triggers.py'),
-                                      'early_prune.triggers.snapshot': ('triggers.html#snapshot', 'early_prune/triggers.py')}}}
+                                      'early_prune.triggers.snapshot': ('triggers.html#snapshot', 'early_prune/triggers.py'),
+                                      'early_prune.triggers.too_late': ('triggers.html#too_late', 'early_prune/triggers.py')}}}

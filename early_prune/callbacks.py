@@ -46,7 +46,7 @@ from .regrowth import Exploration, Regrowth
 from .schedules import Schedule, one_cycle, plan, sched_cubic, sched_exponential
 from .surgery import clear_slices, cut, forget_neurons, mute_slices, prove, rewrap, silence
 from .triggers import (EPI, TAU_GRADIENT, TAU_MAGNITUDE, Never, dump_history, load_history, plot_epi,
-    plot_widths, shortfall, snapshot)
+    plot_widths, shortfall, snapshot, too_late)
 
 try: import resource
 except ImportError: resource = None # Windows
@@ -529,6 +529,8 @@ def before_fit(self:EarlyPruneCallback):
     "Add the columns `epi`, `neurons` and `mflops` to the training table; with regrowth `returned`."
     self.fresh,self.changed,device = True,False,next(self.model.parameters()).device
     self._alone()
+    if not (self.done or hasattr(self.learn, 'lr_finder')) and (why := too_late(self.trigger, self.n_epoch, self.history)):
+        warnings.warn(f'{why}; a second fit with this callback goes on watching', stacklevel=2)
     self._meet()
     self.bytes_before = 0 if device.type=='cuda' else _peak_bytes(device)
     columns = dict(epi=self._epi, neurons=self._n_alive, mflops=self._mflops)

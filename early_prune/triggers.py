@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TAU_MAGNITUDE', 'TAU_GRADIENT', 'similarity', 'Snapshot', 'snapshot', 'keep_of', 'dump_history', 'load_history',
            'epi', 'first_epoch', 'EPI', 'plot_epi', 'mask_distance', 'EarlyBird', 'AtEpoch', 'Never', 'fires_at',
-           'check_trigger', 'shortfall', 'plot_widths']
+           'too_late', 'check_trigger', 'shortfall', 'plot_widths']
 
 # %% ../nbs/11_triggers.ipynb #74a71d58
 import json
@@ -257,15 +257,24 @@ def fires_at(
     return next((history[i].epoch for i in range(len(history)) if trigger(history[:i+1])), None)
 
 # %% ../nbs/11_triggers.ipynb #0561ca29
+def too_late(
+    trigger:Callable, # `(history) -> bool`, perhaps with `earliest`, the epochs of training it needs
+    n_epochs:int,     # Epochs of the training, or of those that are left
+    history:list=(),  # Snapshots of the epochs before them
+)->str:               # One line for the user; empty if it can fire
+    "Say that a trigger cannot fire before the last epoch of a training, and what can."
+    earliest,before = getattr(trigger, 'earliest', None),history[-1].epoch if history else 0
+    if earliest is None or earliest<before+n_epochs: return ''
+    return (f'`trigger` {trigger} needs {earliest} epochs and one after the cut, and the training has '
+            f'{before+n_epochs}: train longer, or cut at a fixed epoch with `trigger=AtEpoch({before+n_epochs//3})`')
+
+# %% ../nbs/11_triggers.ipynb #aa48c058
 def check_trigger(
     trigger:Callable, # `(history) -> bool`, perhaps with `earliest`, the epochs of training it needs
     n_epochs:int,     # Epochs of the whole training
 ):
     "Refuse a trigger that cannot fire before the last epoch of a training."
-    earliest = getattr(trigger, 'earliest', None)
-    if earliest is not None and earliest>=n_epochs:
-        raise ValueError(f'`trigger` {trigger} needs {earliest} epochs and one after the cut, and the training has '
-                         f'{n_epochs}: train longer, or choose an earlier trigger')
+    if why := too_late(trigger, n_epochs): raise ValueError(why)
 
 # %% ../nbs/11_triggers.ipynb #7955b8f7
 def shortfall(

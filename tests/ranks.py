@@ -182,7 +182,7 @@ def planted():
             buffer_neurons=lambda: run(with_constant(), [neurons(), Plant(constant, i, buffers=False)]),
             mask=lambda: run(small(), [masks(), Flip(i, 3)]), width=lambda: narrower(i),
             width_before=lambda: run(cut_before(own==i), masks()),
-            sparsity=lambda: run(small(), SparsifyCallback(mine(.7, .8))), ratio=lambda: run(small(), EarlyPruneCallback(Neurons(mine(.4, .5)))),
+            sparsity=lambda: run(small(), SparsifyCallback(mine(.7, .8))), ratio=lambda: run(small(), EarlyPruneCallback(Neurons(mine(.4, .5)), trigger=AtEpoch(0))),
             recipe=lambda: run(small(), recipe(mine('granet', 'gmp'), .8)), kind=lambda: run(small(), mine(masks(), neurons())),
             criterion=lambda: run(small(), masks(criterion=partial(scaled, by=mine(2, 3)))),
             lambdas=lambda: run(small(), masks(criterion=mine(lambda p: p.abs()*2, lambda p: p.abs()*3))),

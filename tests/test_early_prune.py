@@ -37,6 +37,8 @@ def learner(seed=0, tmp=None, net=None, **kwargs):
     learn.logger = lambda row: None
     return learn
 
+short = pytest.mark.filterwarnings('ignore:.*epochs and one after the cut') # fits that are meant to end before the cut
+
 def early(budget=Neurons(.5), at=1, **kwargs):
     return EarlyPruneCallback(budget, trigger=AtEpoch(at), **{'floor':2, 'burst':3, **kwargs})
 
@@ -151,6 +153,7 @@ def test_at_initialisation():
         check(learn)
         assert learn.early_prune.cut_at==0 and len(learn.early_prune.history)==1
 
+@short
 def test_a_trigger_that_fires_after_the_last_epoch_cuts_at_once():
     learn = learner()
     learn.fit(2, 1e-2, cbs=early(at=2))
@@ -204,6 +207,7 @@ def test_a_new_callback_does_not_compound():
     check(learn, .6)
     assert learn.early_prune.dense==dense
 
+@short
 def test_a_second_fit_goes_on_watching():
     learn,cb = learner(),early(at=3)
     with pytest.warns(UserWarning, match='Nothing was cut'): learn.fit(2, 1e-2, cbs=cb)
@@ -215,6 +219,7 @@ def halves(model):
     parts = list(model.children())
     return [params(nn.Sequential(*parts[:-1])), params(parts[-1])]
 
+@short
 def test_fine_tune():
     learn,cb = learner(splitter=halves),early(at=1)
     learn.fine_tune(2, 1e-2, freeze_epochs=1, cbs=cb)
@@ -326,6 +331,7 @@ def test_idle_batches_run_no_kernel():
     learn.fit(3, 1e-2, cbs=[cb, Look()])
     assert len(seen)==3*len(learn.dls.train) and not any(seen)
 
+@short
 def test_validation_and_predictions_do_nothing():
     learn,cb = learner(),early()
     learn.add_cb(cb)
@@ -373,6 +379,7 @@ def test_plot_and_repr():
 
 # ---- refusals
 
+@short
 def test_impossible_budgets_are_refused_before_the_first_batch():
     learn = learner()
     before = copy.deepcopy(learn.model.state_dict())
@@ -383,6 +390,7 @@ def test_impossible_budgets_are_refused_before_the_first_batch():
 def test_a_ratio_is_a_share(ratio):
     with pytest.raises(ValueError, match='`ratio` is the share to remove'): recipe('epi', ratio=ratio)
 
+@short
 def test_other_errors():
     with pytest.raises(ValueError, match='`steps`'): EarlyPruneCallback(Neurons(.5), steps=0)
     with pytest.raises(ValueError, match='`burst`'): EarlyPruneCallback(Neurons(.5), burst=1.5)
@@ -403,6 +411,7 @@ def _loaders(kind):
     make = {'fastai':DataLoader, 'torch':TorchLoader}[kind]
     return DataLoaders(make(data, shuffle=True, batch_size=8) if kind=='torch' else make(data, shuffle=True, bs=8), make(data, 8))
 
+@short
 @pytest.mark.parametrize('kind', ['fastai', 'torch'])
 @pytest.mark.parametrize('make', [early, lambda: recipe('granet_neurons', .5), lambda: SparsifyCallback(.5, granularity=by_filter)])
 def test_plain_loaders(kind, make):
@@ -423,6 +432,7 @@ class Undecided(nn.Module):
         x = self.a(x.flatten(1)).relu()
         return self.c(self.b(x).relu() if x.mean().item()>=0 else x)
 
+@short
 def test_a_course_that_depends_on_values():
     "Traced with numbers, it is cut; without, the error says how."
     with pytest.raises(ValueError, match='real=True'): learner(net=Undecided).fit(1, cbs=early())
@@ -505,3 +515,21 @@ def test_batches_in_dictionaries_are_counted_as_tensors_are():
         return cb.training_cost().loc[:, ['training_flops', 'image_flops']].to_dict(),learn.model.a.out_features
     (by_key,width),(by_place,other) = spent(True),spent(False)
     assert by_key==by_place and width==other<16
+
+@pytest.mark.parametrize('trigger,epochs', [(EPI(.9), 3), (EarlyBird(), 2), (AtEpoch(1), 1), (AtEpoch(4), 2)], ids=str)
+def test_a_fit_that_cannot_hold_the_trigger_says_so_before_its_first_batch(trigger, epochs):
+    class Stop(Callback):
+        def before_batch(self): raise CancelFitException
+    with pytest.warns(UserWarning) as told: learner().fit(epochs, 1e-2, cbs=[EarlyPruneCallback(Neurons(.5), trigger=trigger), Stop()])
+    said = [str(o.message) for o in told if 'one after the cut' in str(o.message)]
+    assert len(said)==1 and str(trigger) in said[0] and f'AtEpoch({epochs//3})' in said[0] and '\n' not in said[0]
+
+def test_a_fit_that_can_hold_the_trigger_says_nothing():
+    "Nor does the second fit, which has the epochs of the first, nor one after the cut, nor the finder."
+    learn,cb = learner(),early(at=2)
+    learn.add_cb(cb)
+    learn.lr_find(num_it=12, show_plot=False)
+    with pytest.warns(UserWarning, match='one after the cut'), pytest.warns(UserWarning, match='Nothing was cut'): learn.fit(1, 1e-2)
+    learn.fit(2, 1e-2)
+    assert cb.done
+    learn.fit(1, 1e-2)

@@ -10,7 +10,7 @@ from fastai.callback.training import GradientAccumulation
 from fastai.optimizer import SGD, Adam, Lookahead, OptimWrapper, RAdam
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_early_prune import halves, learner, widths
+from test_early_prune import halves, learner, short, widths
 from torch import nn
 
 from early_prune.callbacks import EarlyPruneCallback
@@ -305,6 +305,7 @@ def test_lr_find_silences_nobody_and_wakes_nobody(tmp_path):
     learn.lr_find(show_plot=False, num_it=12)
     assert (learn.early_prune.stay==stay).all() and len(learn.early_prune.record)==n
 
+@short
 def test_second_fit_goes_on():
     learn,check,cb = learner(),Check(),soft(at=6)
     with pytest.warns(UserWarning, match='Nothing was cut.*neurons are silent'): learn.fit(3, 1e-2, cbs=[cb, check])
@@ -323,6 +324,7 @@ def test_another_callback_goes_on():
     learn.fit(2, 1e-2, cbs=EarlyPruneCallback(Neurons(.6), trigger=AtEpoch(1), floor=2, burst=0))
     assert learn.early_prune.groups.n_neurons==cb.dense-round(.6*cb.dense)
 
+@short
 def test_freeze_and_unfreeze():
     learn,cb = learner(splitter=halves),soft(at=4)
     learn.freeze()

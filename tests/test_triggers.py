@@ -29,6 +29,7 @@ from early_prune.triggers import (
     shortfall,
     similarity,
     snapshot,
+    too_late,
 )
 
 REFERENCE = Path(__file__).parent.parent/'nbs'/'reference'
@@ -244,6 +245,11 @@ def test_check_trigger():
     for trigger,n in ((EPI(.9), 5), (EarlyBird(), 4), (AtEpoch(3), 3)):
         with pytest.raises(ValueError, match='train longer') as e: check_trigger(trigger, n)
         assert str(trigger) in str(e.value) and '\n' not in str(e.value)
+
+def test_too_late():
+    history = [Snapshot(i, (4,)) for i in range(4)]
+    assert too_late(EPI(.9), 3, history)=='' and too_late(AtEpoch(4), 1, history)
+    assert 'has 5' in too_late(AtEpoch(5), 2, history) and 'AtEpoch(3)' in too_late(AtEpoch(5), 2, history)
 
 def test_shortfall():
     history = [snapshot(i, {'conv':range(first, 10)}, {'conv':10}) for i,first in enumerate((0,5,2,1,0,3,4))]
