@@ -529,8 +529,8 @@ def before_fit(self:EarlyPruneCallback):
     "Add the columns `epi`, `neurons` and `mflops` to the training table; with regrowth `returned`."
     self.fresh,self.changed,device = True,False,next(self.model.parameters()).device
     self._alone()
-    if not (self.done or hasattr(self.learn, 'lr_finder')) and (why := too_late(self.trigger, self.n_epoch, self.history)):
-        warnings.warn(f'{why}; a second fit with this callback goes on watching', stacklevel=2)
+    why = '' if self.done or hasattr(self.learn, 'lr_finder') else too_late(self.trigger, self.n_epoch, self.history)
+    if why: warnings.warn(f'{why}; a second fit with this callback goes on watching', stacklevel=2)
     self._meet()
     self.bytes_before = 0 if device.type=='cuda' else _peak_bytes(device)
     columns = dict(epi=self._epi, neurons=self._n_alive, mflops=self._mflops)

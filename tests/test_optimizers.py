@@ -787,7 +787,7 @@ def test_a_callback_refuses_before_the_first_batch():
     class Count(Callback):
         n = 0
         def before_batch(self): self.n += self.training
-    for opt_func,cb in ((Moody, lambda: SparsifyCallback(.8)), (Unsteady, lambda: EarlyPruneCallback(Neurons(.5)))):
+    for opt_func,cb in ((Moody, lambda: SparsifyCallback(.8)), (Unsteady, lambda: EarlyPruneCallback(Neurons(.5), trigger=AtEpoch(0)))):
         count = Count()
         with pytest.raises(Unreadable, match=opt_func.__name__): fit(cb(), count, opt_func=opt_func)
         assert count.n==0
