@@ -868,33 +868,42 @@ def _cut_copy(self:Layout):
 
 # %% ../nbs/03b_optimizers.ipynb #e0b03c61
 class _Forgotten:
-    def __init__(self): self.shapes,self.handle = {},None
+    def __init__(self): self.shapes,self.seen,self.n_cuts,self.handle = {},WeakKeyDictionary(),0,None
 
-    def expect(self, shapes):
-        for p,shape in shapes.items(): self.shapes.setdefault(id(p), (ref(p), set()))[1].add(shape)
+    def expect(self, shapes, told):
+        self.n_cuts += 1
+        for p,shape in shapes.items():
+            known = self.shapes.setdefault(id(p), (ref(p, partial(self.drop, id(p))), {}))
+            known[1][shape] = self.n_cuts # when it was cut from this shape
+        for o in told: self.seen[o] = self.n_cuts,getattr(o, 'state', None)
         if self.shapes and self.handle is None: self.handle = register_optimizer_step_pre_hook(self.look)
 
+    def drop(self, key, gone):
+        self.shapes.pop(key, None)
+        if self.shapes or self.handle is None: return
+        self.handle.remove()
+        self.handle = None
+
     def look(self, optimizer, args, kwargs):
+        since,state = self.seen.get(optimizer, (0, None))
+        if state is not optimizer.state: since = 0 # never seen, or another memory was loaded
+        if since==self.n_cuts: return
         for p in [p for g in optimizer.param_groups for p in g['params'] if id(p) in self.shapes]:
-            old = self.shapes[id(p)][1]-{tuple(p.shape)}
+            old = {shape for shape,when in self.shapes[id(p)][1].items() if when>since}-{tuple(p.shape)}
             for _,t in _leaves(optimizer.state.get(p, {})):
-                if tuple(t.shape) in old:
-                    raise RuntimeError(
-                        f'{type(optimizer).__name__} remembers shape {tuple(t.shape)} of a parameter that was cut to '
-                        f'{tuple(p.shape)}: pass it to `cut` as `optimizer=`, or make a new one')
-            del self.shapes[id(p)]
-        self.shapes = {k:o for k,o in self.shapes.items() if o[0]() is not None}
-        if not self.shapes:
-            self.handle.remove()
-            self.handle = None
+                if tuple(t.shape) in old: raise RuntimeError(
+                    f'{type(optimizer).__name__} remembers shape {tuple(t.shape)} of a parameter that was cut to '
+                    f'{tuple(p.shape)}: pass it to `cut` as `optimizer=`, with all others in a list, or make a new one')
+        self.seen[optimizer] = self.n_cuts,optimizer.state
 
 _FORGOTTEN = _Forgotten()
 
 def expect_cut(
     shapes:dict, # `{parameter: shape before the cut}`
+    told=None,   # Optimizer, wrapper or list of them, whose memory was cut along; `None`: of nobody
 ):
-    "Let the next step of an optimizer that was not cut along say so, once for each parameter."
-    _FORGOTTEN.expect(shapes)
+    "Let the next step of an optimizer that was not cut along say so, also if it loads an older memory later."
+    _FORGOTTEN.expect(shapes, () if told is None else optimizers_in(told))
 
 # %% ../nbs/03b_optimizers.ipynb #9f39ffb6
 _NAMED = torch.dtype,torch.layout,torch.memory_format # what torch has by name

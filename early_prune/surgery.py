@@ -86,8 +86,11 @@ def _named(net, groups):
 # %% ../nbs/10_surgery.ipynb #6e527de6
 def _change_of_memory(optimizer, tensors, at):
     params = {nm:tensors[nm] for nm in at if isinstance(tensors[nm], nn.Parameter)}
-    if optimizer is None: return partial(expect_cut, {p:tuple(p.shape) for p in params.values()})
-    return layout_of(optimizer).check(params).cut({p:at[nm] for nm,p in params.items()})
+    told = partial(expect_cut, {p:tuple(p.shape) for p in params.values()}, optimizer)
+    if optimizer is None: return told
+    change = layout_of(optimizer).check(params).cut({p:at[nm] for nm,p in params.items()})
+    def change_and_tell(): change(); told()
+    return change_and_tell
 
 def _resize(model, sizes, stay):
     modules,stay = dict(model.named_modules()),np.append(stay, True)

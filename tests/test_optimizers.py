@@ -623,7 +623,36 @@ def test_a_step_after_a_forgotten_optimizer_stops(make, kwargs):
     with pytest.raises(RuntimeError, match='pass it to `cut` as `optimizer=`'): step(opt)
     fresh = make(net.parameters(), lr=1e-2, **kwargs)
     for _ in range(2): step(fresh)
-    assert optimizers._FORGOTTEN.handle is None or not {id(p) for p in net.parameters()} & optimizers._FORGOTTEN.shapes.keys()
+
+@pytest.mark.parametrize('make,kwargs', STALE)
+def test_a_second_forgotten_optimizer_stops_as_well(make, kwargs):
+    "Where another was cut along, and has stepped; and where an older memory is loaded after good steps."
+    net = zoo.network()
+    x,y = zoo.data()
+    first,second = (make(net.parameters(), lr=1e-2, **kwargs) for _ in range(2))
+    def step(opt): opt.zero_grad(); F.cross_entropy(net(x), y).backward(); opt.step()
+    for _ in range(2): step(first); step(second)
+    old,groups = second.state_dict(),trace(net, x[:2])
+    cut(net, groups, {g.name:k for g,k in zip(groups, zoo.KEPT)}, first)
+    for _ in range(2): step(first)
+    with pytest.raises(RuntimeError, match='pass it to `cut` as `optimizer=`'): step(second)
+    second = make(net.parameters(), lr=1e-2, **kwargs)
+    for _ in range(2): step(second)
+    second.load_state_dict(old)
+    with pytest.raises(RuntimeError, match='pass it to `cut` as `optimizer=`'): step(second)
+    second.load_state_dict(first.state_dict())
+    step(second)
+
+def test_nobody_listens_when_what_was_cut_is_gone():
+    net,(x,_) = zoo.network(),zoo.data()
+    groups = trace(net, x[:2])
+    cut(net, groups, {g.name:k for g,k in zip(groups, zoo.KEPT)})
+    mine = {id(p) for p in net.parameters()} & optimizers._FORGOTTEN.shapes.keys()
+    assert mine and optimizers._FORGOTTEN.handle is not None
+    del net,groups
+    gc.collect()
+    assert not mine & optimizers._FORGOTTEN.shapes.keys()
+    assert (optimizers._FORGOTTEN.handle is None)==(not optimizers._FORGOTTEN.shapes)
 
 # Averaged copies -----------------------------------------------------------------------------------
 
