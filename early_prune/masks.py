@@ -13,7 +13,7 @@ import math
 from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import blake2b
 from io import BytesIO
@@ -247,6 +247,16 @@ def _unfit(granularity, o):
         return _NO_LENGTH
     return '' if granularity.fits(o.outline) else f'cannot be divided into {granularity.name} units'
 
+def _whereabouts(model, names): # the tables that hold layers and parameters: others may put something else there
+    layers,leaves = {},{}
+    for nm in names:
+        m,(*parents,leaf) = model,nm.split('.')
+        for i,key in enumerate(parents):
+            layers['.'.join(parents[:i+1])] = m._modules,key,m._modules[key]
+            m = m._modules[key]
+        leaves[nm] = m._parameters,leaf,m._parameters[leaf]
+    return layers,leaves
+
 class Masks:
     "Boolean masks for the weights of a network, chosen exactly, applied and upheld."
     def __init__(self,
@@ -270,12 +280,13 @@ class Masks:
         self.params = {nm:o.p for nm,o in self.matrices.items()}
         self.skipped,self.dense = list(unfit),self.dense | unfit
         if not self.params:
-            raise ValueError(f'No layer of {type(model).__name__} can be divided into {granularity.name} units')
+            why = '; '.join(f'{nm} {o}' for nm,o in unfit.items())
+            raise ValueError(f'No layer of {type(model).__name__} can be divided into {granularity.name} units: {why}')
         self.granularity,self.floor = granularity,floor
         self.n_units = {nm:granularity.count(o.outline) for nm,o in self.matrices.items()}
         self.n_kept,self.masks,self.followers = dict(self.n_units),{},{}
         self.amount,self.seen = None,{} # how second moments of what returns begin, and the masks of the last `apply`
-        self.bytes,self.at = {},[]
+        self.bytes,self.at,(self.layers,self.leaves) = {},[],_whereabouts(model, self.params)
         self.upheld,self.pending,self.n_steps = [],False,0 # `pending`: no optimizer has seen the masks yet
 
     def _first(self, nm, t): # as `(out, in, ...)`; single weights are chosen as they lie
@@ -295,6 +306,27 @@ class Masks:
         return 1 - sum(self.n_kept.values())/sum(self.n_units.values())
 
 # %% ../nbs/04_masks.ipynb #58e3d9d1
+@patch
+def _look_again(self:Masks):
+    "Take over parameters that were replaced; layers that were are refused."
+    for path,(held,key,m) in self.layers.items():
+        if held.get(key) is not m:
+            raise ValueError(f'{path} is another layer than the one that was masked: make new `Masks`')
+    for nm,(held,leaf,old) in self.leaves.items():
+        if (new := held.get(leaf)) is not old: self._take_over(nm, old, new)
+
+@patch
+def _take_over(self:Masks, nm, old, new):
+    if new is None or new.shape!=old.shape:
+        what = 'is gone' if new is None else f'has shape {tuple(new.shape)}'
+        raise ValueError(f'{nm} {what}, and its mask {tuple(old.shape)}: make new `Masks`')
+    self.leaves[nm] = *self.leaves[nm][:2],new
+    if nm in self.params: self.params[nm],self.matrices[nm] = new,replace(self.matrices[nm], p=new)
+    for ps in self.followers.values():
+        if nm in ps: ps[nm] = new
+    self.masks = {o:mask.to(new.device) if o==nm else mask for o,mask in self.masks.items()}
+    self._set_all({})
+
 @patch
 def _units(self:Masks, nm):
     mask,dims = self._first(nm, self.masks[nm]),self.granularity.dims
@@ -447,6 +479,7 @@ def update(self:Masks,
     names:list|None=None, # Layers that compete for a single `sparsity`; `None`: all. Others keep their masks
 )->Masks:                 # `self`, with new masks; weights are not touched until `apply`
     "Choose the units to keep: exactly as many as `sparsity` asks for, nested in the present choice."
+    self._look_again()
     pools = self._pools(sparsity, list(self.params) if names is None else names)
     if not isinstance(sparsity, dict): return self._set_all(self._choose(*pools[0], criterion))
     chosen,bad = {},{}
@@ -723,6 +756,7 @@ def apply(self:Masks,
     extras:tuple=(),   # To mask too: networks with the same parameter names, such as averages, or `{name: tensor}`
 )->Masks:              # `self`
     "Set pruned weights to zero, and what an optimizer remembers of them to what it would of new ones."
+    self._look_again()
     for nm,p,mask in self.upheld:
         if p.shape!=mask.shape: raise ValueError(f'{nm} has shape {tuple(p.shape)}, its mask {tuple(mask.shape)}')
     named,remembered = {nm:p for nm,p,_ in self.upheld},[]
@@ -746,6 +780,7 @@ def apply(self:Masks,
 @torch.no_grad()
 def mask_grads(self:Masks):
     "Set the gradients of pruned weights to zero; call it after `backward`, before clipping and the step."
+    self._look_again()
     _clear([(p.grad, mask) for _,p,mask in self.upheld if p.grad is not None], self._bytes())
 
 @patch
@@ -824,6 +859,7 @@ def follow(self:Masks,
         layer = self.matrices[nm].layer
         names = [f'{layer}.bias', *(f'{norms[layer]}.{o}' for o in ('weight', 'bias') if layer in norms)]
         self.followers[nm] = {o:named[o] for o in names if o in named and named[o].shape==self._unit_shape(nm)}
+    self.layers,self.leaves = _whereabouts(model, [*self.params, *(o for ps in self.followers.values() for o in ps)])
     return self
 
 # %% ../nbs/04_masks.ipynb #7515bc87

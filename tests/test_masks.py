@@ -7,13 +7,18 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from fastai.callback.core import Callback
+from fastai.learner import Learner
+from fastai.optimizer import SGD
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
 from torch import nn
 
+from early_prune.callbacks import SparsifyCallback
 from early_prune.criteria import gradient, magnitude, random_scores, rms_magnitude
+from early_prune.data import digits
 from early_prune.masks import (
     GRANULARITIES,
     NM,
@@ -31,6 +36,7 @@ from early_prune.masks import (
     select,
     two_four,
 )
+from early_prune.models import small_cnn
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 sparsities = st.floats(0, 1, exclude_max=True, allow_nan=False)
@@ -307,3 +313,66 @@ def test_film_is_compact_and_tells_what_came_back():
     ax = plot_mask(masks[0], before=masks[0])
     assert ax.images[0].get_array().max()==1
     plt.close(ax.figure)
+
+# Parameters and layers that others replace ---------------------------------------------------------
+
+def followed():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 4))
+    return net,Masks(net, by_filter, ignore=('4',)).follow(net, torch.randn(2, 3, 8, 8)).update(magnitude, .5).apply()
+
+def assigned(net): net.load_state_dict({nm:torch.rand_like(t)+1 if t.is_floating_point() else t for nm,t in net.state_dict().items()}, assign=True)
+
+def renamed(net):
+    for m in net.modules():
+        for nm,p in list(m._parameters.items()):
+            if p is not None: setattr(m, nm, nn.Parameter(torch.rand_like(p)+1))
+
+@pytest.mark.parametrize('replace', [assigned, renamed])
+def test_masks_go_with_parameters_that_are_replaced(replace):
+    "Followers as well; masks, counts and gradients are those of the new tensors."
+    net,masks = followed()
+    gone = ~masks['0.weight'].flatten(1).any(1)
+    replace(net)
+    assert net[0].weight.all() and net[1].bias.all()
+    masks.apply()
+    assert not net[0].weight[gone].any() and not net[1].weight[gone].any() and not net[1].bias[gone].any() and net[0].weight[~gone].all()
+    replace(net)
+    net(torch.randn(2, 3, 8, 8)).sum().backward()
+    masks.mask_grads()
+    assert not net[0].weight.grad[gone].any() and net[0].weight.grad[~gone].any()
+    replace(net)
+    masks.update(magnitude, .75).apply()
+    assert (net[0].weight.flatten(1)==0).all(1).sum()==6==(net[1].bias==0).sum()
+    assert masks.params['0.weight'] is net[0].weight is masks.matrices['0.weight'].p
+
+def test_a_conversion_that_makes_new_parameters():
+    net,masks = followed()
+    torch.__future__.set_overwrite_module_params_on_conversion(True)
+    try: net.double()
+    finally: torch.__future__.set_overwrite_module_params_on_conversion(False)
+    with torch.no_grad(): net[0].weight.fill_(1)
+    masks.apply()
+    assert masks.params['0.weight'] is net[0].weight and (net[0].weight==0).sum()==masks['0.weight'].numel()/2
+
+@pytest.mark.parametrize('change,said', [
+    (lambda net: net.__setitem__(0, nn.Conv2d(3, 8, 3)), '0 is another layer'),
+    (lambda net: setattr(net[0], 'weight', nn.Parameter(torch.ones(8, 2, 3, 3))), r'0.weight has shape \(8, 2, 3, 3\), and its mask \(8, 3, 3, 3\)'),
+    (lambda net: torch.nn.utils.parametrizations.weight_norm(net[0]), '0.weight is gone')])
+@pytest.mark.parametrize('use', [Masks.apply, Masks.mask_grads, lambda masks: masks.update(magnitude, .75)])
+def test_masks_of_what_is_no_longer_there_are_refused(change, said, use):
+    net,masks = followed()
+    change(net)
+    with pytest.raises(ValueError, match=said): use(masks)
+
+def test_a_fit_in_which_a_parameter_is_replaced_stops():
+    "The optimizer holds the old one, and nothing would train."
+    class Swap(Callback):
+        def after_epoch(self): assigned(self.model)
+    learn = Learner(digits(limit=128, valid_limit=32), small_cnn(), opt_func=SGD)
+    with learn.no_bar(), learn.no_logging(), pytest.raises(ValueError, match='does not hold'):
+        learn.fit(3, 1e-3, cbs=[SparsifyCallback(.8), Swap()])
+
+def test_why_no_layer_can_be_divided():
+    net = nn.Sequential(torch.nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)))
+    with pytest.raises(ValueError, match='filter units: 0.parametrizations.weight.original1 would be divided by the length'): Masks(net, by_filter)

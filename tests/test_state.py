@@ -24,6 +24,7 @@ def trained(cb, net=small_cnn):
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(2, 1e-2, cbs=cb)
     return learn
 
+@pytest.mark.filterwarnings('ignore:.*epochs and one after the cut') # one is to be cut at the end
 @pytest.mark.parametrize('cb,net', [
     (lambda: SparsifyCallback(.9, criterion=Running(movement), regrowth=by_momentum, every=2), small_cnn),
     (lambda: EarlyPruneCallback(Neurons(.3), taylor_bn, AtEpoch(1), steps=3), lambda: resnet(8)),
