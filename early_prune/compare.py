@@ -568,6 +568,8 @@ def plot_curves(self:Comparison,
     return ax
 
 # %% ../nbs/15_compare.ipynb #85bfaf6c
+_NO_CUT = 'Nothing was cut|.*epochs and one after the cut' # the record says it: `cut_at` is None
+
 _FAILURES = (ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, OSError, RuntimeError,
              TypeError, ValueError)
 
@@ -595,7 +597,7 @@ def _train_claimed(run, results, parent):
     learn.add_cb(_WhileAsked(parent))
     try:
         with learn.no_bar(), learn.no_logging(), warnings.catch_warnings():
-            warnings.filterwarnings('ignore', message='Nothing was cut') # the record says it: `cut_at` is None
+            warnings.filterwarnings('ignore', message=_NO_CUT)
             record = train_run(learn, run)
     except _FAILURES as e:
         said = (str(e).strip().splitlines() or [''])[-1].strip()
@@ -851,7 +853,7 @@ def _cut_once(learn, train, cell):
     fixed = {} if cell['when']==cell['rule'] else dict(trigger=AtEpoch(cell['when']))
     cb = recipe(cell['rule'], ratio=cell['ratio'], **fixed)
     with warnings.catch_warnings():
-        warnings.filterwarnings('ignore', message='Nothing was cut') # the record says it: `cut_at` is None
+        warnings.filterwarnings('ignore', message=_NO_CUT)
         _quietly(learn, lambda o: train(o, cbs=cb))
     device = next(learn.model.parameters()).device
     accuracies = [float(o[2]) for o in learn.recorder.values]

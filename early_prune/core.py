@@ -542,14 +542,23 @@ def look_up(
     raise ValueError(f'`{argument}` is unknown: {name!r}; {hint}')
 
 # %% ../nbs/00_core.ipynb #d910c8ae
+def _sharded(t): return hasattr(t, 'device_mesh') # a `DTensor`, of which each process holds a part
+
+def _undivided(model, instead):
+    for nm,p in model.named_parameters():
+        if _sharded(p): raise TypeError(f'{nm} is divided among processes, as by `fully_shard`: {instead}')
+    return model
+
+def _n_nonzero(p): return (p!=0).sum().full_tensor() if _sharded(p) else p.count_nonzero()
+
 def sparsity_of(
-    model:nn.Module, # Any network; unchanged
+    model:nn.Module, # Any network; unchanged. If it is divided among processes, all of them ask
     **kwargs,        # `types` and `ignore` of `prunable`
 )->float:            # In `[0, 1]`, over all prunable weights together
     "Measure the share of zeros among the prunable weights of `model`."
     params = prunable(model, **kwargs).values()
     if not params: raise ValueError(f'{type(model).__name__} has no prunable layer')
-    kept = torch.stack([p.detach().count_nonzero() for p in params]).sum().item()
+    kept = torch.stack([_n_nonzero(p.detach()) for p in params]).sum().item()
     return 1 - kept/sum(p.numel() for p in params)
 
 # %% ../nbs/00_core.ipynb #c0e0e0a4
@@ -690,6 +699,7 @@ def cost(
 )->Cost:             # Sizes and FLOPs
     "Measure what `model` costs on `inputs`, dense and with its zeros left out."
     if not (inputs or named): raise ValueError('`cost` needs example inputs to count FLOPs')
+    _undivided(model, 'measure the network before it is divided')
     table,maskable,params = layer_table(model, *inputs, **named),prunable(model),list(model.parameters())
     flops,saved = layer_flops(model, *inputs, **named)[''],int((table.flops-table.sparse_flops).sum())
     full = sum(t.numel()*t.element_size() for t in [*params, *model.buffers()])

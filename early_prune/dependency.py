@@ -38,7 +38,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torchvision.models.maxvit import RelativePositionalMultiHeadAttention
 from torchvision.models.swin_transformer import ShiftedWindowAttention, ShiftedWindowAttentionV2
 
-from .core import _Contents, _forget, _Random, call_with, evaluating, tensors_in
+from .core import _Contents, _forget, _Random, _undivided, call_with, evaluating, tensors_in
 
 # %% ../nbs/08_dependency.ipynb #44e4dd79
 @lru_cache(10_000)
@@ -1802,7 +1802,7 @@ def _trace(model, inputs, real, named):
 def _tensors_to_trace(model, inputs, named):
     if isinstance(model, torch.jit.ScriptModule):
         raise TypeError(f'{model.original_name} is scripted or traced: `trace` needs the `nn.Module` it was made from')
-    found = _all_tensors(model)
+    found = _all_tensors(_undivided(model, 'trace and cut the network before it is divided'))
     if any(isinstance(p, UninitializedTensorMixin) for p in found.values()):
         raise ValueError(f'{type(model).__name__} has lazy layers without a size: run it once before `trace`')
     if not tensors_in((inputs, named)): raise ValueError('`trace` needs example inputs to run the network')

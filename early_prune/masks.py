@@ -33,7 +33,7 @@ from torch import nn, Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from .core import LINEAR_MAPS, _NO_ZEROS, _UNSEEN, _slots, check_sparsity, evaluating, matrices
+from .core import LINEAR_MAPS, _NO_ZEROS, _UNSEEN, _sharded, _slots, _undivided, check_sparsity, evaluating, matrices
 from .criteria import NoGradient
 from .optimizers import _is_optimizer, _replace, layout_of
 
@@ -241,6 +241,9 @@ GRANULARITIES = {'weight':by_weight, 'kernel':by_kernel, 'filter':by_filter, '2:
 _NO_LENGTH = 'would be divided by the length of a filter of zeros'
 _SURPRISES = _UNSEEN,_NO_ZEROS,_NO_LENGTH # why a weight stays dense that its owner may believe masked
 
+_INSTEAD = ('masks need whole parameters, as `DistributedDataParallel` keeps them; neurons can be cut before a network '
+            'is divided')
+
 def _unfit(granularity, o):
     "Why a weight cannot be divided into these units; empty where it can."
     if granularity.dims==1 and o.lengths and 0 in map(o.order.index, o.lengths):
@@ -266,7 +269,7 @@ class Masks:
         types:tuple|None=None,             # Layer classes that may be masked; `None`: all that multiply by a matrix
         floor:int|float=1,                 # Least number (int) or share (float) of units that each layer keeps
     ):
-        found,self.dense = matrices(model, types, ignore)
+        found,self.dense = matrices(_undivided(model, _INSTEAD), types, ignore)
         if not found:
             held = ''.join(f'; {nm} {why}' for nm,why in self.dense.items())
             raise ValueError(f'{type(model).__name__} has no prunable layer{held}')
@@ -320,6 +323,7 @@ def _take_over(self:Masks, nm, old, new):
     if new is None or new.shape!=old.shape:
         what = 'is gone' if new is None else f'has shape {tuple(new.shape)}'
         raise ValueError(f'{nm} {what}, and its mask {tuple(old.shape)}: make new `Masks`')
+    if _sharded(new): raise TypeError(f'{nm} was divided among processes after its mask was made: {_INSTEAD}')
     self.leaves[nm] = *self.leaves[nm][:2],new
     if nm in self.params: self.params[nm],self.matrices[nm] = new,replace(self.matrices[nm], p=new)
     for ps in self.followers.values():

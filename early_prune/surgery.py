@@ -35,7 +35,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_map_only
 
-from .core import evaluating
+from .core import _undivided, evaluating
 from .dependency import HEADS, HEADWISE, INNER, STOPS, WIDTHS, Dyes, Groups, HeadwiseAttention
 from .dependency import _all_tensors, _flow, plain, set_size, size_of
 from .masks import Masks, copies_of, put_back
@@ -647,7 +647,7 @@ def save(
     groups:Groups=None, # Its table, if original indices are to be kept
 )->Path:                # The file
     "Write a network and what is needed to rebuild it."
-    model = plain(model)
+    model = _undivided(plain(model), 'save what `torch.distributed.checkpoint` has gathered')
     sizes = {nm:found for nm,found in _attributes(model).items() if found}
     swapped = [nm for nm,m in model.named_modules() if type(m) in HEADWISE.values()]
     origin = None if groups is None else groups.origin()

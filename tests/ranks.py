@@ -14,6 +14,7 @@ from fastai.callback.schedule import ParamScheduler  # noqa: E402, F401
 import early_prune.callbacks as callbacks  # noqa: E402
 from early_prune.callbacks import EarlyPruneCallback, SparsifyCallback, distributed  # noqa: E402
 from early_prune.checkpoint import CheckpointCallback  # noqa: E402
+from early_prune.core import cost, sparsity_of  # noqa: E402
 from early_prune.criteria import magnitude  # noqa: E402
 from early_prune.data import digits  # noqa: E402
 from early_prune.dependency import plain, trace  # noqa: E402
@@ -21,7 +22,7 @@ from early_prune.masks import Masks, agree, averaged, digest, from_first, n_rank
 from early_prune.models import small_cnn  # noqa: E402
 from early_prune.ranking import Neurons, taylor_bn  # noqa: E402
 from early_prune.recipes import NEURON_RECIPES, RECIPES, recipe  # noqa: E402
-from early_prune.surgery import rewrap  # noqa: E402
+from early_prune.surgery import rewrap, save  # noqa: E402
 from early_prune.triggers import AtEpoch  # noqa: E402
 
 FEW = dict(limit=256, valid_limit=120)
@@ -292,6 +293,28 @@ def resumed():
     cut = lambda: recipe('epi_gradient', ratio=.5, trigger=AtEpoch(1), steps=3, burst=3)
     return dict(granet=pair('granet', lambda: recipe('granet', .9), 6), before=pair('cut', cut, 3), within=pair('cut', cut, 6),
                 after=pair('cut', cut, 13))
+
+def sharded():
+    "A network that is divided among processes is measured right, and else refused."
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    def net():
+        set_seed(0)
+        return torch.nn.Sequential(torch.nn.Linear(16, 33), torch.nn.ReLU(), torch.nn.Linear(33, 4))
+    def said(f):
+        try: return str(f())
+        except TypeError as e: return str(e)
+    dense,sparse,x = net(),net(),torch.randn(2, 16)
+    masks = Masks(sparse).update(magnitude, .9).apply()
+    with torch.no_grad(): dense[0].weight[:20] = 0
+    before = sparsity_of(dense),sparsity_of(sparse)
+    with warnings.catch_warnings(action='ignore'):
+        mesh = init_device_mesh('cpu', (dist.get_world_size(),))
+        for o in (dense, sparse): fully_shard(o, mesh=mesh)
+    found = dict(before=before, after=[sparsity_of(o) for o in (dense, sparse)])
+    uses = dict(masks=lambda: Masks(dense), trace=lambda: trace(dense, x), cost=lambda: cost(dense, x), apply=masks.apply,
+                save=lambda: save(dense, Path(sys.argv[1], 'x.safetensors')), update=lambda: masks.update(magnitude, .95))
+    return found | {nm:said(f) for nm,f in uses.items()}
 
 def seeds():
     "Ten seeds of some recipes, for the slow test."

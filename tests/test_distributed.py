@@ -36,7 +36,7 @@ def start(folder, n, script, *checks, seconds):
 
 @pytest.fixture(scope='module')
 def two(tmp_path_factory):
-    checks = ('primitives', 'all_recipes', 'around_the_cut', 'mismatches', 'alone', 'data', 'plain_context', 'resumed', 'planted', 'unharmed', 'foreign')
+    checks = ('primitives', 'all_recipes', 'around_the_cut', 'mismatches', 'alone', 'data', 'plain_context', 'resumed', 'planted', 'unharmed', 'foreign', 'sharded')
     return torchrun(tmp_path_factory.mktemp('two'), 2, *checks, seconds=300)
 
 def test_one_process_pays_nothing():
@@ -171,3 +171,10 @@ def test_ten_seeds_as_good_as_one_process(tmp_path, n):
         a,b = ([o['accuracy'] for nm,o in found['seeds'].items() if nm.split()[0]==recipe] for found in (one, many[0]))
         spread = (stdev(a)**2/10 + stdev(b)**2/10)**.5
         assert mean(b)>mean(a)-3*spread-.01, (recipe, mean(a), mean(b), spread)
+
+def test_a_network_that_is_divided_among_processes(two):
+    "Its zeros are counted over all of them; what needs the whole says so, also for masks from before."
+    for o in (r['sharded'] for r in two):
+        assert o['after']==pytest.approx(o['before'], abs=1e-9) and o['before'][0]==pytest.approx(20*16/(33*20), abs=1e-6)
+        for nm in ('masks', 'trace', 'cost', 'save'): assert '0.weight is divided among processes, as by `fully_shard`' in o[nm] and '\n' not in o[nm]
+        for nm in ('apply', 'update'): assert '0.weight was divided among processes after its mask was made' in o[nm]
