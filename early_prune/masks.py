@@ -313,8 +313,10 @@ class Masks:
 def _look_again(self:Masks):
     "Take over parameters that were replaced; layers that were are refused."
     for path,(held,key,m) in self.layers.items():
-        if held.get(key) is not m:
+        if (now := held.get(key)) is m: continue
+        if now is None or all(o is not m for o in now.modules()):
             raise ValueError(f'{path} is another layer than the one that was masked: make new `Masks`')
+        self.layers[path] = held,key,now # it is wrapped, as by adapters
     for nm,(held,leaf,old) in self.leaves.items():
         if (new := held.get(leaf)) is not old: self._take_over(nm, old, new)
 

@@ -365,6 +365,23 @@ def test_masks_of_what_is_no_longer_there_are_refused(change, said, use):
     change(net)
     with pytest.raises(ValueError, match=said): use(masks)
 
+class Adapted(nn.Module):
+    "A layer with something beside it."
+    def __init__(self, layer): super().__init__(); self.base_layer,self.beside = layer,nn.Linear(288, 4)
+    def forward(self, x): return self.base_layer(x)+self.beside(x)
+
+def test_masks_go_on_with_a_layer_that_is_wrapped():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(288, 4))
+    masks = Masks(net).update(magnitude, .5)
+    net[1] = Adapted(net[1])
+    for _ in range(2):
+        with torch.no_grad(): net[1].base_layer.weight.fill_(1)
+        masks.apply()
+        assert (net[1].base_layer.weight==0).sum()==288*4/2 and net[1].beside.weight.all()
+    net[1] = Adapted(nn.Linear(288, 4))
+    with pytest.raises(ValueError, match='1 is another layer'): masks.apply()
+
 def test_a_fit_in_which_a_parameter_is_replaced_stops():
     "The optimizer holds the old one, and nothing would train."
     class Swap(Callback):
