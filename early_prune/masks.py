@@ -292,6 +292,8 @@ class Masks:
         self.bytes,self.at,(self.layers,self.leaves) = {},[],_whereabouts(model, self.params)
         self.upheld,self.pending,self.n_steps = [],False,0 # `pending`: no optimizer has seen the masks yet
 
+    def __getstate__(self): return vars(self) | dict(bytes={}, at=[]) # a copy reads the memory of its own masks
+
     def _first(self, nm, t): # as `(out, in, ...)`; single weights are chosen as they lie
         return t if self.granularity==by_weight else self.matrices[nm].filters_first(t)
 

@@ -885,16 +885,16 @@ class _Forgotten:
         self.handle = None
 
     def look(self, optimizer, args, kwargs):
-        since,state = self.seen.get(optimizer, (0, None))
-        if state is not optimizer.state: since = 0 # never seen, or another memory was loaded
+        since,old = self.seen.get(optimizer, (0, None))
+        if old is not (state := getattr(optimizer, 'state', {})): since = 0 # never seen, or another memory was loaded
         if since==self.n_cuts: return
         for p in [p for g in optimizer.param_groups for p in g['params'] if id(p) in self.shapes]:
-            old = {shape for shape,when in self.shapes[id(p)][1].items() if when>since}-{tuple(p.shape)}
-            for _,t in _leaves(optimizer.state.get(p, {})):
-                if tuple(t.shape) in old: raise RuntimeError(
+            gone = {shape for shape,when in self.shapes[id(p)][1].items() if when>since}-{tuple(p.shape)}
+            for _,t in _leaves(state.get(p, {})):
+                if tuple(t.shape) in gone: raise RuntimeError(
                     f'{type(optimizer).__name__} remembers shape {tuple(t.shape)} of a parameter that was cut to '
                     f'{tuple(p.shape)}: pass it to `cut` as `optimizer=`, with all others in a list, or make a new one')
-        self.seen[optimizer] = self.n_cuts,optimizer.state
+        self.seen[optimizer] = self.n_cuts,state
 
 _FORGOTTEN = _Forgotten()
 

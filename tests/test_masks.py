@@ -393,3 +393,15 @@ def test_a_fit_in_which_a_parameter_is_replaced_stops():
 def test_why_no_layer_can_be_divided():
     net = nn.Sequential(torch.nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)))
     with pytest.raises(ValueError, match='filter units: 0.parametrizations.weight.original1 would be divided by the length'): Masks(net, by_filter)
+
+@pytest.mark.parametrize('again', [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))])
+def test_a_copy_reads_its_own_masks(again):
+    "It takes no bytes of the first along, and a change of one is none of the other."
+    net,masks = followed()
+    masks.mask_grads()
+    assert masks.bytes
+    net2,masks2 = again((net, masks))
+    assert not masks2.bytes and not masks2.at
+    masks2.update(magnitude, .75).apply()
+    masks.apply()
+    assert (net2[0].weight.flatten(1)==0).all(1).sum()==6 and (net[0].weight.flatten(1)==0).all(1).sum()==4

@@ -1,7 +1,6 @@
 "Paths that name no file, or one that is no regular file, or one of an odd name: one clear error or what is right, no hang, nothing left over."
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from fastai.callback.core import Callback
 from fastai.callback.schedule import Learner
 from fastai.metrics import accuracy
 from PIL import Image
+from test_hostile import in_time
 
 from early_prune.checkpoint import CheckpointCallback, contents, read_state, resume, save_checkpoint, write_state
 from early_prune.cli import main
@@ -52,17 +52,6 @@ def a_link_to_a_pipe(path):
     os.symlink('pipe', path)
 
 ODD = dict(pipe=os.mkfifo, socket=a_socket, device=a_device, folder=os.mkdir, loop=a_loop, link=a_link_to_a_pipe)
-
-@contextmanager
-def in_time(seconds=20):
-    "End what waits for ever."
-    def stop(*args): raise TimeoutError('it hangs')
-    old = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(seconds)
-    try: yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, old)
 
 def entries(folder): return {o.name:o.lstat().st_mode for o in folder.iterdir() if not o.name.endswith(('.claims', '.kept'))}
 
