@@ -155,20 +155,63 @@ class _Memory:
         for t,was in self.old.values(): t.detach().copy_(was)
 
 # %% ../nbs/08_dependency.ipynb #a2d3347f
-_NORMED = {'native_batch_norm', 'native_layer_norm', 'native_group_norm'}  # return statistics as well
-_PLAIN = {'native_layer_norm', 'native_group_norm', '_safe_softmax'}       # return an ordinary memory layout
-SHAPED = _NORMED | {
-    'relu', 'relu_', 'hardtanh', 'hardtanh_', 'hardswish', 'hardswish_', 'hardsigmoid', 'hardsigmoid_', 'silu', 'silu_',
-    'leaky_relu', 'leaky_relu_', 'elu', 'elu_', 'gelu', 'sigmoid', 'tanh', 'add', 'add_', 'sub', 'mul', 'mul_', 'div',
-    '_safe_softmax', 'convolution'}
+def _empty(x, shape): return torch.empty(shape, dtype=x.dtype, device='meta')
+
+def _kept(x): return x if x is None else torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device='meta')
 
 def _convolved(x, w, bias, stride, padding, dilation, transposed, output_padding, groups):
     if transposed or not (x.is_contiguous() and w.is_contiguous()) or x.ndim!=w.ndim or x.dtype!=w.dtype: return None
     if x.shape[1]!=w.shape[1]*groups or w.shape[0]%groups or bias is not None and len(bias)!=len(w): return None
     at = zip(x.shape[2:], w.shape[2:], stride*(x.ndim-2), padding*(x.ndim-2), dilation*(x.ndim-2))
     space = [(n+2*p-d*(k-1)-1)//s+1 for n,k,s,p,d in at]
-    if min(x.shape[0], *space)<1: return None
-    return torch.empty([x.shape[0], w.shape[0], *space], dtype=x.dtype, device='meta')
+    return None if min(x.shape[0], *space)<1 else _empty(x, [x.shape[0], w.shape[0], *space])
+
+def _multiplied(ndim, a, b, *kind):
+    if kind or not a.ndim==b.ndim==ndim or a.dtype!=b.dtype: return None
+    fits = a.shape[:-2]==b.shape[:-2] and a.shape[-1]==b.shape[-2]
+    return _empty(a, (*a.shape[:-1], b.shape[-1])) if fits else None
+
+def _added(bias, a, b, **kwargs):
+    return _multiplied(2, a, b) if bias.shape==b.shape[1:] and bias.dtype==a.dtype else None
+
+def _copied(x, *args, memory_format=None):
+    plain = x.is_contiguous() if memory_format is None else memory_format==torch.contiguous_format
+    return _empty(x, x.shape) if plain else None
+
+def _normed(x, last=False): # statistics, which nobody reads, have no size
+    out = _kept(x) if x.is_contiguous() or last and _channels_last(x) else None
+    return out if out is None else (out, _empty(x, 0), _empty(x, 0))
+
+def _softmaxed(x, dim, dtype=None): return _copied(x) if dtype is None else None
+
+def _averaged(x, dims=None, keepdim=False, dtype=None):
+    if not (dtype is None and dims and x.is_contiguous() and min(x.shape)): return None
+    gone = {o%x.ndim for o in dims}
+    return _empty(x, [1 if i in gone else n for i,n in enumerate(x.shape) if keepdim or i not in gone])
+
+def _layer_normed(x, shape, *args):
+    return (_empty(x, x.shape), _empty(x, 0), _empty(x, 0)) if x.shape[-len(shape):]==tuple(shape) else None
+
+def _channels_last(x): return x.ndim==4 and x.is_contiguous(memory_format=torch.channels_last)
+
+def _together(x, others): # the result of an elementwise operator
+    if any(t.dtype!=x.dtype for t in others): return None
+    if all(t.shape==x.shape and t.stride()==x.stride() for t in others):
+        return _kept(x) if x.is_contiguous() or _channels_last(x) else torch.empty_like(x)
+    shape = _wider(*(t.shape for t in others))
+    return _empty(x, shape) if shape and all(t.is_contiguous() for t in others) else None
+
+def _wider(*shapes): # the shape of all together; `None` if they do not fit or are empty
+    sizes = [set(o)-{1} for o in zip_longest(*(s[::-1] for s in shapes), fillvalue=1)][::-1]
+    return None if any(len(o)>1 or 0 in o for o in sizes) else [next(iter(o), 1) for o in sizes]
+
+_SHAPES = dict(convolution=_convolved, mm=partial(_multiplied, 2), bmm=partial(_multiplied, 3), addmm=_added,
+    clone=_copied, roll=_copied, native_batch_norm=lambda x, *args: _normed(x, True), native_layer_norm=_layer_normed,
+    native_group_norm=lambda x, *args: _normed(x), _safe_softmax=_softmaxed, mean=_averaged)
+SHAPED = set(_SHAPES) | {
+    'relu', 'relu_', 'hardtanh', 'hardtanh_', 'hardswish', 'hardswish_', 'hardsigmoid', 'hardsigmoid_', 'silu', 'silu_',
+    'leaky_relu', 'leaky_relu_', 'elu', 'elu_', 'gelu', 'sigmoid', 'tanh', 'add', 'add_', 'sub', 'mul', 'mul_', 'div',
+    'pow', 'rsqrt'}
 
 class Dyes(TorchDispatchMode):
     "Run a network and record where the colours of its parameters meet."
@@ -195,7 +238,7 @@ class Dyes(TorchDispatchMode):
             return self.calculate(func, (torch.empty(0, dtype=args[0].dtype, device=self.home), *args[1:]), kwargs, [])
         self.last = inputs
         targets = [t for t in _written(written, args, kwargs) if not t.is_meta] if written else ()
-        out = self.shape_of(args, inputs) if self.op in SHAPED and not targets else None
+        out = self.shape_of(args, inputs, kwargs) if self.op in SHAPED and not targets else None
         if out is None:
             args,kwargs = self.to_meta(args, kwargs)
             out = func(*args, **kwargs)
@@ -255,19 +298,15 @@ class Dyes(TorchDispatchMode):
         path = self.path[-1][0] if self.path else ''
         self.course.append(_Op(path, self.op, found, made, given, self.summed, pointwise))
 
-    def shape_of(self, args, inputs):
+    def shape_of(self, args, inputs, kwargs):
         "What an operator returns whose shape is known without asking it; `None` if it must be asked."
-        x,normed = args[0],self.op in _NORMED
-        if not x.is_meta: return None
-        if self.op=='convolution': return _convolved(*args)
-        alike = normed or all(t.shape==x.shape and t.stride()==x.stride() and t.dtype==x.dtype for t in inputs)
-        fits = self.op!='native_layer_norm' or tuple(x.shape[-len(args[1]):])==tuple(args[1])
-        last = self.op not in _PLAIN and x.ndim==4 and x.is_contiguous(memory_format=torch.channels_last)
-        if not (alike and fits and (last or x.is_contiguous()) and x.is_floating_point()): return None
-        out = x if self.op.endswith('_') else torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device='meta')
-        if not normed: return out
-        nothing = torch.empty(0, dtype=x.dtype, device=_META)
-        return out,nothing,nothing
+        x = args[0]
+        if not isinstance(x, Tensor) or not x.is_meta or not x.is_floating_point() or 'out' in kwargs: return None
+        if any(type(o) is complex for o in args): return None
+        if self.op in _SHAPES: return _SHAPES[self.op](*args, **kwargs)
+        out = _together(x, inputs)
+        if out is None or not self.op.endswith('_'): return out
+        return x if out.shape==x.shape and out.stride()==x.stride() else None
 
     def of(self, t):
         "The dyes of a tensor."
@@ -321,7 +360,7 @@ def keeps_zero(self:Dyes, func, args, kwargs):
     "Say whether an operator returns zero in the slices of a neuron whose parameters are all zero."
     given = _tensors((args, kwargs) if kwargs else args)
     if self.op in LOUD: return False
-    if 'batch_norm' in self.op or self.op in _NORMED or self.op=='_fused_rms_norm':
+    if 'batch_norm' in self.op or self.op in ('native_layer_norm', 'native_group_norm', '_fused_rms_norm'):
         affine = [t for t in given[1:3] if self.of(t) and hasattr(t, 'silent')]
         return bool(affine) and all(map(self.is_silent, given[1:len(affine)+1]))
     if not _facts(func)[1]: return all(map(self.is_silent, given))
@@ -1573,7 +1612,17 @@ def _departures(one, other):
             if not all(m is None or n is None or m==n for m,n in zip(a.numbers, b.numbers)): numbers.append(a.near)
     return ways,numbers
 
-def _quiet(course, other): # without the modules that only here do anything, and no more than scale with noise
+_DROPOUT = 'empty_like', 'bernoulli_', 'div_', 'mul'
+
+def _undropped(course): # without what `F.dropout` does in training
+    drops = [i for i in range(len(course)-3) if course[i].name=='empty_like' and _drops(course[i:i+4])]
+    gone = {i+j for i in drops for j in range(4)}
+    return [o for i,o in enumerate(course) if i not in gone]
+
+def _drops(ops): return tuple(o.name for o in ops)==_DROPOUT and len({o.path for o in ops})==1 and not ops[-1].joins()
+
+def _quiet(course, other): # without dropout, and modules that only here do anything, and no more than scale with noise
+    course = _undropped(course)
     calls,there = _by_place(course),_by_place(other)
     scales = lambda o: o.name.rstrip('_') in NOISE or o.pointwise and not o.joins()
     noise = {path for path,ops in calls.items() if path not in there and all(map(scales, ops))}

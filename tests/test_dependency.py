@@ -303,6 +303,39 @@ def test_many_stops_take_few_runs(monkeypatch, kind, trunk):
         found[n] = len(runs)
     assert found[12]<=found[2]+2, found
 
+class Attends(nn.Module):
+    "Attention with dropout as a function, as in most code for language."
+    def __init__(self, p):
+        super().__init__()
+        self.p,self.q,self.k,self.v,self.out = p,*(nn.Linear(8, 48) for _ in range(3)),nn.Linear(48, 8)
+
+    def forward(self, x):
+        q,k,v = (f(x).view(*x.shape[:2], -1, 4).transpose(1, 2) for f in (self.q, self.k, self.v))
+        found = F.scaled_dot_product_attention(q, k, v, dropout_p=self.p if self.training else 0.)
+        return self.out(F.dropout(found, self.p, self.training).transpose(1, 2).flatten(2))
+
+class Gated(nn.Module):
+    "A gate that looks like dropout, but joins two layers, and only in training."
+    def __init__(self):
+        super().__init__()
+        self.a,self.b,self.c = nn.Linear(4, 6),nn.Linear(4, 6),nn.Linear(6, 2)
+
+    def forward(self, x):
+        h,noise = self.a(x),self.b(x)
+        if self.training: h = h*torch.empty_like(h).bernoulli_(.5).div_(.5)*noise
+        return self.c(h)+self.c(noise)
+
+def test_dropout_as_a_function_is_no_other_course(monkeypatch):
+    "It takes as many runs as the network without dropout, one with colours and one with other sizes, and finds the same."
+    flow,runs,found = dependency._flow,[],[]
+    monkeypatch.setattr(dependency, '_flow', lambda *args: runs.append(1) or flow(*args))
+    for p in (0., .1): found.append((trace(Attends(p), torch.randn(2, 3, 8)).to_json(), len(runs)))
+    assert found[0][0]==found[1][0] and found[0][1]==2 and len(runs)==4 and 'q.weight' in found[0][0]
+
+def test_a_gate_of_noise_that_joins_is_tied():
+    groups = trace(Gated(), torch.randn(3, 4))
+    assert [sorted(nm for nm,_ in g.places) for g in groups]==[['a.bias', 'a.weight', 'b.bias', 'b.weight', 'c.weight']]
+
 def test_a_network_that_stops_outside_of_its_modules():
     "There is no place behind it to go on from."
     def forward(m, x):
@@ -317,30 +350,63 @@ def test_forward_of_an_instance_is_left_alone():
     net[1].forward = mine = lambda x: Fixed.forward(net[1], x)
     assert [g.n for g in trace(net, torch.randn(4, 3))]==[8, 5] and net[1].forward is mine
 
+LAID = dict(plain=lambda x: x, last=lambda x: x.to(memory_format=torch.channels_last), turned=lambda x: x.transpose(1, 2),
+            expanded=lambda x: x[:, :1].expand(2, 4, 3, 5), whole=lambda x: x.long(), cut=lambda x: x[..., 1:3],
+            half=lambda x: x.half(), narrow=lambda x: x[:, :, :1, :1], flat=lambda x: x[0, 0].T)
+
+def _called(op, x, y):
+    z,f = x.clone() if op.endswith('_') else x,getattr(torch.ops.aten, op)
+    if op=='native_batch_norm': return f(z, *[torch.empty(z.shape[1], device='meta')]*4, False, .1, 1e-5)
+    if op=='native_layer_norm': return f(z, z.shape[2:], None, None, 1e-5)
+    if op=='native_group_norm': return f(z, None, None, 2, 4, 15, 2, 1e-5)
+    if op=='_safe_softmax': return f(z, -1)
+    if op=='roll': return f(z, [1], [0])
+    if op=='mean': return f(z, [-1, 0], y.ndim==4)
+    if op=='pow': return f(z, 2)
+    if op in ('mm', 'bmm', 'addmm'):
+        a,b = (o.flatten(0, -3 if op=='bmm' else -2) if o.ndim>2 else o for o in (z, y))
+        b = b.mT
+        return f(torch.empty(b.shape[-1:], dtype=z.dtype, device='meta'), a, b) if op=='addmm' else f(a, b)
+    return f(z, y) if op.rstrip('_') in ('add', 'sub', 'mul', 'div') else f(z)
+
+def _seen(op, x, y):
+    with Dyes():
+        try: out = _called(op, x, y)
+        except (RuntimeError, ValueError, IndexError) as e: return type(e)
+    out = out[0] if isinstance(out, tuple) else out
+    return out.shape,out.stride(),out.dtype,out.device
+
 @pytest.mark.parametrize('op', sorted(SHAPED))
-@pytest.mark.parametrize('layout', ['plain', 'last', 'turned', 'expanded', 'whole'])
+@pytest.mark.parametrize('layout', LAID)
 def test_shapes_that_are_not_asked_for(monkeypatch, op, layout):
-    "They are what PyTorch says."
+    "They are what PyTorch says, also for operands that are laid out in different ways, or too small."
     x = torch.empty(2, 4, 3, 5, device='meta')
-    x = dict(plain=x, last=x.to(memory_format=torch.channels_last), turned=x.transpose(1, 2),
-             expanded=torch.empty(2, 1, 3, 5, device='meta').expand(2, 4, 3, 5), whole=x.long())[layout]
-    def called():
-        y,f = x.clone() if op.endswith('_') else x,getattr(torch.ops.aten, op)
-        if op=='native_batch_norm': return f(y, *[torch.empty(y.shape[1], device='meta')]*4, False, .1, 1e-5)
-        if op=='native_layer_norm': return f(y, y.shape[2:], None, None, 1e-5)
-        if op=='native_group_norm': return f(y, None, None, 2, 4, 15, 2, 1e-5)
-        if op=='_safe_softmax': return f(y, -1)
-        if op.rstrip('_') in ('add', 'sub', 'mul', 'div'): return f(y, x)
-        return f(y)
+    pairs = [(LAID[layout](x), LAID[other](x)) for other in LAID]
+    mine = [_seen(op, *o) for o in pairs]
+    monkeypatch.setattr(dependency, 'SHAPED', set())
+    assert mine==[_seen(op, *o) for o in pairs]
+
+@pytest.mark.parametrize('op', [lambda x: x*1j, lambda x: torch.add(x, x, out=x.new_empty(0, device='meta')).abs(),
+                                lambda x: torch.add(x[:1], x, out=torch.empty_like(x)), lambda x: x.clone().add_(x[:1]),
+                                lambda x: x.clone(memory_format=torch.contiguous_format), lambda x: x+x.double(),
+                                lambda x: torch.addmm(x[:, 0], x, x), lambda x: torch.mm(x, x[:2]), lambda x: x[:1]+x[0]])
+def test_shapes_of_unusual_calls(monkeypatch, op):
+    "Complex numbers, results that the caller brings, types and sizes that differ."
     def seen():
         with Dyes():
-            try: out = called()
-            except (RuntimeError, ValueError) as e: return type(e)
-        out = out[0] if isinstance(out, tuple) else out
-        return out.shape,out.stride(),out.dtype,out.device
+            try: out = op(torch.empty(4, 4, device='meta').T)
+            except RuntimeError as e: return type(e)
+        return out.shape,out.stride(),out.dtype
     mine = seen()
     monkeypatch.setattr(dependency, 'SHAPED', set())
     assert mine==seen()
+
+def test_a_result_that_the_caller_brings():
+    "It has the colours of what was written into it."
+    def forward(m, x):
+        h = m.a(x).detach()
+        return m.b(torch.add(h, h, out=torch.empty_like(h)))
+    assert [g.n for g in assert_law(Net(forward, a=nn.Linear(3, 6), b=nn.Linear(6, 2)), torch.randn(4, 3).double())]==[6]
 
 def test_a_norm_with_a_size_in_the_code():
     net = Net(lambda m,x: m.b(F.layer_norm(m.a(x), (6,))), a=nn.Linear(3, 6), b=nn.Linear(6, 2))
