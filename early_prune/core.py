@@ -22,7 +22,7 @@ from copy import copy, deepcopy
 from difflib import get_close_matches
 from dataclasses import asdict, dataclass
 from enum import Enum
-from functools import _lru_cache_wrapper, cache, partial
+from functools import _lru_cache_wrapper, cache, cached_property, partial
 from inspect import signature
 from itertools import islice, product
 from numbers import Number
@@ -389,7 +389,7 @@ class Matrix:
     lead:int=1              # How many of these tell filters apart
     lengths:tuple|None=None # Dimensions whose slices are divided by their length; `()`: the whole; `None`: none
 
-    @property
+    @cached_property
     def plain(self)->bool:
         "Whether the parameter is `(out, in, ...)` as it is."
         return self.lead==1 and self.order==tuple(range(self.p.ndim))

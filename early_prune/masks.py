@@ -62,10 +62,10 @@ class _Sort:
     def _floor(self, nm): return _best(self.scores[nm].flatten(), self.among[nm].flatten(), self.least.get(nm, 0))
 
 # %% ../nbs/04_masks.ipynb #52b70ac4
-def _bracket(arrays, among, k, small=2**18):
+def _bracket(arrays, among, k, small=2**14):
     n = sum(np.count_nonzero(among[nm]) if nm in among else a.size for nm,a in arrays.items())
     if n<=small: return -np.inf,np.inf
-    step = sum(a.size for a in arrays.values())//(small//2)
+    step = int((sum(a.size for a in arrays.values())/16)**(1/3)) # the sample is as long as what it leaves undecided
     picked,at = [],0
     for nm,a in arrays.items(): # every `step`-th score of all layers in a row
         every,at = slice(-at%step, None, step),at+a.size
@@ -87,6 +87,7 @@ def _array(t):
 
 def _highest(values, k):
     if not 0<k<len(values): return np.full(len(values), k>0)
+    if (values==values[0]).all(): return np.arange(len(values))<k # as zeros are
     worst = np.partition(values, len(values)-k)[len(values)-k]
     keep = values>worst
     keep[np.flatnonzero(values==worst)[:k-np.count_nonzero(keep)]] = True
@@ -382,16 +383,16 @@ def _hold_filters(self:Masks, nm, found, kept):
 @patch
 def _slices(self:Masks, nm):
     "Dimensions of units along which a weight is divided by the length of its slices; `None`: it is not divided."
-    o,n = self.matrices[nm],len(self._unit_shape(nm))
-    if o.lengths is None: return None
+    if (o := self.matrices[nm]).lengths is None: return None
+    n = len(self._unit_shape(nm))
     return tuple(i for i in (o.lengths if self.granularity==by_weight else map(o.order.index, o.lengths)) if i<n)
 
 @patch
 def _least(self:Masks, nm):
     "Fewest units that a layer keeps."
-    slices = self._slices(nm)
-    held = 0 if slices is None else math.prod(self._unit_shape(nm)[i] for i in slices)
-    return max(n_keep(self.n_units[nm], 1, self.floor), held)
+    least = n_keep(self.n_units[nm], 1, self.floor)
+    if (slices := self._slices(nm)) is None: return least
+    return max(least, math.prod(self._unit_shape(nm)[i] for i in slices))
 
 # %% ../nbs/04_masks.ipynb #e5316a31
 @patch
@@ -536,11 +537,18 @@ def _shares(pairs, n):
             i,done = i+step,done+step*row
     return shares
 
+_LIKE = {torch.float16:np.int16, torch.float32:np.int32, torch.float64:np.int64}
+
+def _bits_of(t): # for a small tensor the way to an array takes longer than the product
+    t = t.detach()
+    return t.numpy().view(_LIKE[t.dtype]) if t.dtype in _LIKE else t.view(INTS[t.element_size()]).numpy()
+
 def _clear(pairs, known=()): # `known`: the bytes of some masks, by `id`
-    bits = [t.detach().view(INTS[t.element_size()]) for t,_ in pairs]
-    if any(t.device.type!='cpu' for t in bits): return torch._foreach_mul_(bits, [m.view(torch.uint8) for _,m in pairs])
-    arrays = [known[id(m)] if id(m) in known else m.view(torch.uint8).numpy() for _,m in pairs]
-    work,n = [(t.numpy(), a) for t,a in zip(bits, arrays)],torch.get_num_threads()
+    if not all(t.is_cpu for t,_ in pairs):
+        bits = [t.detach().view(INTS[t.element_size()]) for t,_ in pairs]
+        return torch._foreach_mul_(bits, [m.view(torch.uint8) for _,m in pairs])
+    work = [(_bits_of(t), known[id(m)] if id(m) in known else m.numpy()) for t,m in pairs]
+    n = torch.get_num_threads()
     if n==1 or sum(t.size for t,_ in work)<2**18: return _multiply(work)
     first,*rest = _shares(work, n)
     with ThreadPoolExecutor(n-1) as pool:
@@ -753,8 +761,8 @@ def _bytes(self:Masks):
     "The memory of the masks, by `id`, as it is read at every step."
     now = [mask.data_ptr() for *_,mask in self.upheld]
     if self.at!=now: # new masks, or those of a copy
-        self.at,cpu = now,[mask for *_,mask in self.upheld if mask.device.type=='cpu']
-        self.bytes = {id(mask):mask.view(torch.uint8).numpy() for mask in cpu}
+        self.at,cpu = now,[mask for *_,mask in self.upheld if mask.is_cpu]
+        self.bytes = {id(mask):mask.numpy() for mask in cpu}
     return self.bytes
 
 @patch

@@ -18,7 +18,7 @@ from functools import partial
 from inspect import getattr_static
 from itertools import product
 from math import prod
-from types import FunctionType, MethodType
+from types import CellType, FunctionType, MethodType
 from weakref import WeakKeyDictionary, ref
 
 import numpy as np
@@ -197,14 +197,29 @@ def _stand_ins(memory, twins, exact):
                 memo[id(v)] = type(v)(list({id(memo[id(p)]):memo[id(p)] for p in v}.values()))
     return memo
 
-def _empty_entries(table, memo):
-    return type(table)({memo.get(id(k), k):{} for k,v in table.items() if isinstance(v, dict)})
+def _empty_entries(table, memo): # the name of a parameter is no memory
+    lazy = hasattr(table, 'default_factory') # makes empty entries itself
+    kept = {k:v for k,v in table.items() if isinstance(v, str) or isinstance(v, dict) and not lazy}
+    made = {memo.get(id(k), k):{} if isinstance(v, dict) else v for k,v in kept.items()}
+    return type(table)(table.default_factory, made) if lazy else type(table)(made)
+
+def _refuse_step(o):
+    "Refuse a `step` that was put onto the optimizer and that remembers something: a copy would not have it."
+    waiting = [vars(o).get('step')]
+    while waiting:
+        f = waiting.pop()
+        f = getattr(f, '__func__', f)
+        held = [c.cell_contents for c in getattr(f, '__closure__', None) or () if c!=CellType()]
+        if odd := [v for v in held if isinstance(v, (dict, *_LISTS, Tensor, np.ndarray))]:
+            kind = type(odd[0]).__name__
+            raise Unreadable(f'`optimizer` {type(o).__name__} has another `step`, which keeps a {kind}')
+        waiting += [v for v in held if isinstance(v, (FunctionType, MethodType))]
 
 def _copy_options(o, new, memory, memo):
     for nm,v in vars(o).items():
         table = isinstance(v, dict) and v and memory.key_of(v) is not None
         if table or nm in ('state', *_HOOKS):
-            memo[id(v)] = type(v)(v.default_factory) if hasattr(v, 'default_factory') else _empty_entries(v, memo)
+            memo[id(v)] = _empty_entries(v, memo)
     for nm,v in vars(o).items():
         if nm!='step': vars(new)[nm] = copy.deepcopy(v, memo) # a scheduler replaces `step` by one of the old optimizer
 
@@ -389,8 +404,9 @@ class Layout:
     ):
         self.tops = [ref(o) for o in (optimizer if isinstance(optimizer, _LISTS) else [optimizer])]
         self.memory,self.exact,self.with_closure,self.seeded = _Memory(optimizer),set(),False,False
-        self.parts,self.attributes,self.listed,self.holds,self.last,self.n = {},[],False,False,None,3
+        self.parts,self.attributes,self.holds,self.last,self.n = {},[],False,None,3
         self.renewed,self.rehearsed,self.tried,self.order = set(),False,False,[]
+        for o in self.memory.optimizers: _refuse_step(o)
         if (key := self._key()) in _FOUND: self._recall(*_FOUND[key])
         else:
             self._try()
@@ -427,6 +443,8 @@ class Layout:
                 self.tried = True
                 return
             except Unreadable as e: said.setdefault(str(e).partition(': ')[2])
+        try: self._refuse_foreign(self.memory)
+        except Unreadable as e: said = [str(e)] # what is there says more than what a copy stumbled over
         raise Unreadable(f'`optimizer` {self.name} could not be tried on a copy: {"; ".join(said)}')
 
     def _twin(self,
@@ -501,6 +519,7 @@ def _draw(params, n, g):
     masks = [(torch.rand(p.shape, generator=g)<.6).to(p.device) for p in params]
     for m in masks:
         if m.numel()>1: m.view(-1)[0],m.view(-1)[-1] = True,False
+        else: m.fill_(True) # a single number is no weight of several
     return draw(),[draw() for _ in range(n)],masks
 
 def _seed_all(): # `torch.manual_seed` takes a millisecond where CUDA is not in use yet
@@ -529,13 +548,16 @@ def _compare(self:Layout):
     off = lambda ts: [t*m for t,m in zip(ts, masks)]
     new,other = self._twin(),self._twin()
     found = _run(one, values, grads)
-    self._refuse_foreign(one)
+    self._refuse_foreign(one.memory)
+    self._refuse_vectors(one)
     moved = _run(other, turn(values), [turn(gs) for gs in grads])
     first = _run(new, off(values), [off(grads[0])])
     kinds = [{k:_part(p, a, b.get(k), z.get(k), o, m) for k,a in mine.items() if k in b}
              for p,mine,b,z,o,m in zip(one.params, found, moved, first, perms, masks)]
     self._assign(kinds)
-    self.holds = self._stays(one, kinds, masks, grads)
+    moved,n = self._moves(one, kinds, masks, grads)
+    self.holds = not any(moved)
+    if any(moved): self._refuse_unseen(new, kinds, masks, grads, moved, n)
     if self.n<_LATE and self._has_more(one, found): # some memory begins later
         self.n = _LATE
         self._compare()
@@ -555,15 +577,23 @@ def _in_one(nm, shape, params):
         raise Unreadable(f'`{nm}` is one vector for all weights, and cannot be read')
 
 @patch
-def _refuse_foreign(self:Layout, twin):
+def _refuse_foreign(self:Layout, memory):
     "Refuse memory in which it is not seen what belongs to a weight: arrays, and one vector for all weights."
-    places = twin.memory.places()
-    for p in twin.params:
+    places,at = memory.places(),{p.data_ptr() for p in memory.params if p.numel()}
+    for o in memory.optimizers:
+        for nm,v in vars(o).items():
+            if isinstance(v, dict) and any(type(k) is int and k in at for k in v) and any(True for _ in _leaves(v)):
+                raise Unreadable(f'`{nm}` names weights by their addresses, which a cut changes')
+    for p in memory.params:
         for _,holder,key in places[id(p)]:
             if any(isinstance(v, np.ndarray) and v.size>1 for _,v in _items(holder[key])):
                 raise Unreadable('memory in arrays of NumPy cannot be read')
             for path,t in _leaves(holder[key]):
-                if t.numel()!=p.numel(): _in_one('.'.join(map(str, path)), t.shape, twin.params)
+                if t.numel()!=p.numel(): _in_one('.'.join(map(str, path)), t.shape, memory.params)
+
+@patch
+def _refuse_vectors(self:Layout, twin):
+    "Refuse an attribute of an optimizer that is one vector for all weights."
     for old,new in zip(self.memory.optimizers, twin.memory.optimizers):
         for nm,v in vars(new).items():
             was = vars(old).get(nm)
@@ -575,11 +605,10 @@ def _assign(self:Layout, kinds):
     self.parts,self.last = {o:parts for ids,parts in zip(self.members, kinds) for o in ids},None
     places = {place for parts in kinds for place,_ in parts}
     self.attributes = sorted(place[1] for place in places if place[0]=='attribute')
-    self.listed = any(place[0] in ('list', 'group') for place in places)
 
 @patch
-def _stays(self:Layout, twin, kinds, masks, grads):
-    "Whether masked gradients alone keep zeros for eight steps, after the memory of these weights was set to new."
+def _moves(self:Layout, twin, kinds, masks, grads):
+    "Which parameters move from zero with masked gradients, after the memory of these weights was set to new."
     twin.fill([p*m for p,m in zip(twin.params, masks)])
     with torch.no_grad():
         for p,m,mine in zip(twin.params, masks, self._of_twin(twin).read(twin.params)):
@@ -588,7 +617,18 @@ def _stays(self:Layout, twin, kinds, masks, grads):
     for i in range(40): # at least 8, and until what waits in queues has come out
         twin.step(grads[i%3], masks)
         if i>=7 and not any(_fills_up(table) for _,table in twin.memory.tables()): break
-    return all(not bool(p[~m].any()) for p,m in zip(twin.params, masks) if p.requires_grad)
+    return _moved(twin, masks),self.n+i+1
+
+def _moved(twin, masks): return [p.requires_grad and bool(p[~m].any()) for p,m in zip(twin.params, masks)]
+
+@patch
+def _refuse_unseen(self:Layout, new, kinds, masks, grads, moved, n):
+    "Refuse memory that was not found: zeros that stay in a new optimizer move, though their memory was set to new."
+    for i in range(1, n): new.step(grads[i%3], masks)
+    seen = [all(o.settled and (o.fresh is not None or not o.whole) for o in parts.values()) for parts in kinds]
+    if any(a and not b and all_seen for a,b,all_seen in zip(moved, _moved(new, masks), seen)):
+        raise Unreadable('what it remembers of single weights is kept where it is not seen')
+
 def _fills_up(table):
     "Whether a queue of the first parameter is not full yet."
     entry = next(iter(table.values()), None)
@@ -615,7 +655,7 @@ def _checked(part, t, p): return part if _fits(t, part, p) else None
 @patch
 def _where(self:Layout, params):
     beside = {}
-    for p,*o in self.memory.lists() if self.listed else (): beside.setdefault(id(p), []).append(o)
+    for p,*o in self.memory.lists(): beside.setdefault(id(p), []).append(o)
     tables = [(place, table, self.memory.key_of(table)) for place,table in self.memory.tables()]
     for p in params:
         at = [(place, table, key) for place,table,key_of in tables if (key := key_of(p)) in table]
@@ -690,6 +730,33 @@ def layout_of(
     return known
 
 # %% ../nbs/03b_optimizers.ipynb #4b8a0d5d
+_NUMBERS = {bool, int, float, str, type(None)}
+
+def _is_flat(v): return type(v) is dict and all(isinstance(o, Tensor) or type(o) in _NUMBERS for o in v.values())
+
+class _Reading:
+    "What was read, and where: most optimizers change numbers at every step, and tensors never."
+    def __init__(self,
+        params,  # Parameters that were read
+        extents, # How much the dictionaries held
+        entries, # `(holder, key)` of the dictionary of each parameter; `None`: what is nested is read each time
+        tensors, # `(parameter, tensor, Part, whether the tensor has its shape)`
+    ):
+        self.ids,self.params,self.shapes,self.extents = [id(p) for p in params],params,[p.shape for p in params],extents
+        self.entries,self.tensors = entries,tensors
+        self.dicts = [holder[key] for holder,key in entries or ()]
+        self.lens,held = list(map(len, self.dicts)),[(d, k, v) for d in self.dicts for k,v in d.items()]
+        self.named = [o for o in held if isinstance(o[2], Tensor)]
+        self.others = [(d, k) for d,k,v in held if not isinstance(v, Tensor)]
+
+    def holds(self, ids, extents):
+        "Whether the same tensors are at the same places."
+        if self.entries is None or self.ids!=ids or self.extents!=extents: return False
+        if self.lens!=list(map(len, self.dicts)) or self.shapes!=[p.shape for p in self.params]: return False
+        if not all(holder.get(key) is d for (holder,key),d in zip(self.entries, self.dicts)): return False
+        if not all(d.get(k) is t for d,k,t in self.named): return False
+        return all(type(d.get(k)) in _NUMBERS for d,k in self.others)
+
 @patch
 def remembered(self:Layout,
     pairs:list, # `(parameter, mask)`, `True` where a weight is kept
@@ -697,38 +764,31 @@ def remembered(self:Layout,
     "Find what is remembered of single weights, and how it lies along them."
     masks = {id(p):mask for p,mask in pairs if id(p) in self.parts} # a frozen weight may be in no optimizer
     if not self._is_as_read(masks): self._read_anew([p for p,_ in pairs if id(p) in masks])
-    found = [(p, t, masks[id(p)], part) for p,t,part in self.last[-1]]
-    return [o if o[1].shape==o[2].shape else (*o[:2], o[2].reshape(o[1].shape), o[3]) for o in found]
+    shaped = lambda p,t,same: masks[id(p)] if same else masks[id(p)].reshape(t.shape)
+    return [(p, t, shaped(p, t, same), part) for p,t,part,same in self.last.tensors]
 
 def _inner(v): return [len(o) for o in v.values() if isinstance(o, dict)] if type(next(iter(v))) is str else None
 
 @patch
-def _extents(self:Layout): # of each dictionary, and of those in it that may have parameters as keys
-    return [(id(v), len(v), _inner(v)) for o in self.memory.optimizers for nm,v in vars(o).items()
-            if isinstance(v, dict) and v and nm not in _BUILT]
+def _extents(self:Layout): # of each list and dictionary, and of those in it that may have parameters as keys
+    return [(id(v), len(v), isinstance(v, dict) and _inner(v)) for o in self.memory.optimizers
+            for nm,v in vars(o).items() if isinstance(v, (dict, *_LISTS)) and v and nm not in _BUILT]
 
 @patch
 def _read_anew(self:Layout, params):
     "Read what is remembered, and note where: most optimizers change numbers at every step, and tensors never."
-    found,entries = self.read(params),[]
-    for p,places in self._where(params):
-        for place,holder,key in places:
-            simple = place[0]!='attribute' and type(holder[key]) is dict and all(map(_is_flat, holder[key].values()))
-            tensors = {k:v if isinstance(v, Tensor) else None for k,v in holder[key].items()} if simple else None
-            entries.append((p, p.shape, holder, key, tensors))
-    kept = [(p, t, part) for p,mine in zip(params, found) for *_,t,part in mine if part.fresh is not None]
-    again = self.listed or any(o[-1] is None for o in entries) # what is nested is read each time
-    self.last = [None] if again else [id(p) for p in params],self._extents(),entries,kept
-
-def _is_flat(v): return isinstance(v, (Tensor, bool, int, float, str, type(None)))
+    found = self.read(params)
+    places = [o for _,found_at in self._where(params) for o in found_at]
+    nested = 'attribute','list','group'
+    simple = all(place[0] not in nested and _is_flat(holder[key]) for place,holder,key in places)
+    kept = [(p, t, part, t.shape==p.shape) for p,mine in zip(params, found) for *_,t,part in mine
+            if part.fresh is not None]
+    self.last = _Reading(params, self._extents(), [o[1:] for o in places] if simple else None, kept)
 
 @patch
 def _is_as_read(self:Layout, params):
     "Whether the same tensors are where they were the last time."
-    if self.last is None or self.last[:2]!=([*params], self._extents()): return False
-    return all(p.shape==shape and key in holder and _holds(holder[key], old) for p,shape,holder,key,old in self.last[2])
-
-def _holds(entry, old): return len(entry)==len(old) and all(entry.get(k) is v for k,v in old.items() if v is not None)
+    return self.last is not None and self.last.holds([*params], self._extents())
 
 @patch
 @torch.no_grad()
@@ -932,6 +992,7 @@ def _storable(o, params):
     if isinstance(o, dict): return _storable_table(o, params, again)
     if isinstance(o, deque): return {'@deque':again(o), '@maxlen':o.maxlen}
     if isinstance(o, set): return {'@set':again(o)}
+    if isinstance(o, tuple) and hasattr(o, '_fields'): raise TypeError(f'{type(o).__name__} cannot be stored')
     if isinstance(o, (list, tuple, L)): return next(c for c in (L, tuple, list) if isinstance(o, c))(again(o))
     if isinstance(o, torch.Generator): return {'@generator':o.get_state()}
     if isinstance(o, random.Random):

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections import deque
+from collections import deque, namedtuple
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -260,8 +260,18 @@ def test_a_forgotten_tensor_is_seen(name, monkeypatch):
     assert check_cut(ZOO[name], *F64)['how']=='differs'
 
 def test_forgotten_slow_weights_are_seen(monkeypatch):
-    monkeypatch.setattr(Layout, 'read', slow_forgotten)
-    assert check_cut(ZOO['fastai/Lookahead of SGD'], *F64)['how']=='differs'
+    "Where they are never read the trial says so: weights at zero come back. Where a cut alone forgets them the twin does."
+    entry = ZOO['fastai/Lookahead of SGD']
+    with monkeypatch.context() as m:
+        m.setattr(Layout, 'read', slow_forgotten)
+        refused = check_cut(entry, *F64)
+    assert refused['how']=='refused' and 'kept where it is not seen' in refused['why']
+    def forgetful(self, at, right=Layout.cut):
+        with monkeypatch.context() as m:
+            m.setattr(Layout, 'read', slow_forgotten)
+            return right(self, at)
+    monkeypatch.setattr(Layout, 'cut', forgetful)
+    assert check_cut(entry, *F64)['how']=='differs'
 
 # Masks ---------------------------------------------------------------------------------------------
 
@@ -460,6 +470,7 @@ def test_parameters_of_one_kind_are_tried_together():
     params = [nn.Parameter(torch.randn(s)) for s in shapes]
     layout = layout_of(torch.optim.AdamW(params))
     assert [len(ids) for ids in layout.members]==[2, 1, 1, 1, 2, 1]
+    assert layout.holds # also where a parameter is a single number
     class ByArea(Own):
         "Remembers rows of what is large, and every number of what is small."
         def move(self, p, s):
@@ -508,6 +519,126 @@ def test_new_parameters_are_noticed():
     first = layout_of(opt)
     opt.add_param_group(dict(params=[b]))
     assert layout_of(opt) is not first and id(b) in layout_of(opt).parts
+
+class Later(Own):
+    "Momentum from the sixth step on, for which an entry waits."
+    def move(self, p, s):
+        s['n'],moment = s.get('n', 0)+1,s.setdefault('moment', None)
+        if s['n']>5 and moment is None: s['moment'] = torch.zeros_like(p)
+        return p.grad if s['moment'] is None else blend(s['moment'], p.grad)
+
+class LaterBeside(Own):
+    "The same in a list beside the parameters, from the twentieth step on."
+    def __init__(self, params):
+        super().__init__(params)
+        self.n,self.moments = 0,[]
+    @torch.no_grad()
+    def step(self):
+        params,self.n = self.param_groups[0]['params'],self.n+1
+        if self.n==20: self.moments = [torch.zeros_like(p) for p in params]
+        for p,m in zip(params, self.moments or [torch.zeros_like(p) for p in params]): p.sub_(blend(m, p.grad), alpha=.02)
+
+@pytest.mark.parametrize('make', [Later, LaterBeside])
+def test_memory_that_begins_after_a_first_reading_is_read(make):
+    net = zoo.network()
+    optimizer,masks = make(net.parameters()),Masks(net).update(magnitude, .1)
+    held = lambda p: optimizer.state[p]['moment'] if make is Later else optimizer.moments[[q is p for q in net.parameters()].index(True)]
+    for i in range(25):
+        for p in net.parameters(): p.grad = torch.ones_like(p)
+        optimizer.step()
+        masks.apply(optimizer) # reads each time, and finds no memory at first
+    masks.update(magnitude, .5).apply(optimizer)
+    for nm,p in masks.params.items():
+        assert not held(p)[~masks[nm]].any() and held(p)[masks[nm]].all()
+
+# Memory where nobody looks: each is refused, on the first day and after some steps -------------------
+
+class Hidden(Own):
+    "Momentum in a table that `table` hides, under the name that `key` gives a weight."
+    def __init__(self, params, key=id):
+        super().__init__(params)
+        self.key = key
+        self.hide({})
+    def hide(self, table): self.moment = lambda k,p: table.setdefault(k, torch.zeros_like(p))
+    def move(self, p, s): return blend(self.moment(self.key(p), p), p.grad)
+
+class OfClass(Hidden):
+    table = {}
+    def hide(self, table): self.table.clear()
+    def move(self, p, s): return blend(self.table.setdefault(p, torch.zeros_like(p)), p.grad)
+
+class Nested(Hidden):
+    def hide(self, table): self.tables = dict(first=table)
+    def move(self, p, s): return blend(self.tables['first'].setdefault(self.key(p), torch.zeros_like(p)), p.grad)
+
+class Slotted:
+    __slots__ = 'm',
+    def __init__(self, p): self.m = torch.zeros_like(p)
+
+class InSlots(Own):
+    def move(self, p, s): return blend(s.setdefault('kept', Slotted(p)).m, p.grad)
+
+class Odd(Hidden):
+    def hide(self, table): self.by_key = table
+    def move(self, p, s): return blend(self.by_key.setdefault(self.key(p), torch.zeros_like(p)), p.grad)
+
+class Arrays(Hidden):
+    def hide(self, table): self.arrays = table
+    def move(self, p, s):
+        self.arrays[id(p)] = self.arrays.get(id(p), 0)*.9+p.grad.numpy()
+        return torch.from_numpy(self.arrays[id(p)])
+
+class WholeVector(Own):
+    @torch.no_grad()
+    def step(self):
+        params,s = self.param_groups[0]['params'],self.state['all']
+        s['m'] = s.get('m', 0)*.9+torch.cat([p.grad.flatten() for p in params])
+        for p,d in zip(params, s['m'].split([p.numel() for p in params])): p.sub_(d.view_as(p), alpha=.02)
+
+class NamesFirst(Own):
+    "Tables of names by weight and of momentum by name."
+    def __init__(self, params):
+        super().__init__(params)
+        self.names,self.by_name = {p:f'weight {i}' for i,p in enumerate(self.param_groups[0]['params'])},{}
+    @torch.no_grad()
+    def step(self):
+        for p,nm in self.names.items(): p.sub_(blend(self.by_name.setdefault(nm, torch.zeros_like(p)), p.grad), alpha=.02)
+
+def exchanged(params):
+    optimizer,table = torch.optim.SGD(params),{}
+    @torch.no_grad()
+    def step():
+        for p in optimizer.param_groups[0]['params']: p.sub_(blend(table.setdefault(p, torch.zeros_like(p)), p.grad), alpha=.02)
+    optimizer.step = step
+    return optimizer
+
+HIDDEN = dict(closure=Hidden, of_class=OfClass, nested=Nested, slots=InSlots, pair=partial(Odd, key=lambda p: ('m', id(p))),
+    text=partial(Odd, key=lambda p: str(id(p))), address=partial(Odd, key=torch.Tensor.data_ptr), arrays=Arrays, vector=WholeVector,
+    names=NamesFirst, step=exchanged)
+
+@pytest.mark.parametrize('stepped', [False, True])
+@pytest.mark.parametrize('name', HIDDEN)
+def test_memory_that_is_not_seen_is_refused(name, stepped):
+    net = zoo.network()
+    optimizer = HIDDEN[name](net.parameters())
+    for p in net.parameters(): p.grad = torch.randn_like(p)
+    if stepped: optimizer.step()
+    with pytest.raises(Unreadable, match=type(optimizer).__name__): Masks(net).update(magnitude, .5).apply(optimizer)
+
+def test_a_step_that_a_scheduler_watches_is_none_of_its_own():
+    net = zoo.network()
+    optimizer = torch.optim.SGD(net.parameters(), momentum=.9)
+    torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    assert 'step' in vars(optimizer) and layout_of(optimizer).holds
+
+def test_a_named_tuple_is_cut_and_not_written():
+    "A file would give back a tuple without names."
+    Pair = namedtuple('Pair', 'a b')
+    class InNamed(Own):
+        def move(self, p, s): return blend(s.setdefault('pair', Pair(torch.zeros_like(p), torch.zeros_like(p))).a, p.grad)
+    entry = Entry('x/named', lambda net: InNamed(net.parameters()))
+    assert check_cut(entry, *F64)['how']=='equal'
+    assert 'Pair cannot be stored' in check_resume(entry, *F64)['why']
 
 class Moody(Own):
     def move(self, p, s): raise ArithmeticError('not today')
