@@ -267,7 +267,7 @@ def compare(
     "Train several recipes on one budget, skipping what is done, and draw them."
     if args.baseline not in (None, *args.recipes):
         raise ValueError(f'`--baseline` is one of the recipes, {", ".join(args.recipes)}; got {args.baseline!r}')
-    budget = ('data', 'arch', 'epochs', 'lr', 'bs', 'limit', 'valid', 'bf16', 'channels_last')
+    budget = ('data', 'arch', 'epochs', 'lr', 'bs', 'limit', 'valid', 'bf16', 'channels_last', 'shrink')
     out = prepare_folder(args.out)
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', message='.* runs failed') # the result lists them
@@ -364,6 +364,7 @@ def _compare_arguments(sub):
     sub.add_argument('--valid', type=float, default=0., help='share of the training images held out; 0: judge by them')
     sub.add_argument('--bf16', action='store_true', help='forward pass in bfloat16')
     sub.add_argument('--channels-last', action='store_true', help='store images and kernels with the channels last')
+    sub.add_argument('--shrink', type=int, default=1, help='side of the squares of pixels averaged to one; 1: none')
     sub.add_argument('--n-jobs', type=int, default=1, help='processes of one thread each; -1: one for each core')
     _drawing(sub, 'comparison')
 

@@ -22,6 +22,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, fields
 from html import escape
+from inspect import signature
 from io import StringIO
 from itertools import product
 from pathlib import Path
@@ -98,6 +99,7 @@ class Run:
     channels_last:bool=False # Images and kernels stored with the channels last
     training:str='one_cycle_adamw' # Optimizer and course of the learning rate, a name in `TRAININGS`
     every:int|None=None   # Optimizer steps between two updates, for recipes that mask; `None`: as the recipe says
+    shrink:int=1          # Side of the squares of pixels whose mean is one pixel of the images; 1: as they are
 
     def __post_init__(self):
         for nm in ('epochs', 'bs'):
@@ -112,6 +114,9 @@ class Run:
         look_up(TRAININGS, self.training, 'training')
         if self.every is not None and (self.recipe not in RECIPES or self.every<1):
             raise ValueError(f'`every` is at least 1, for recipes that mask, got {self.every} for {self.recipe}')
+        can = self.shrink==1 or 'shrink' in signature(look_up(DATASETS, self.data, 'data')).parameters
+        if self.shrink<1 or not can:
+            raise ValueError(f'`shrink` is at least 1, for data with that argument, got {self.shrink} for {self.data}')
 
     def __repr__(self):
         given = [f'{o.name}={v!r}' for o in fields(self) if (v := getattr(self, o.name))!=o.default or o.name=='recipe']
@@ -122,7 +127,8 @@ class Run:
         "Short hash of the fields, the same in every process; later fields count when they are not at their default."
         return _hash({k:v for k,v in asdict(self).items() if k not in _LATER or v!=_LATER[k]})
 
-_LATER = dict(valid=0., at_epoch=None, bf16=False, channels_last=False, training='one_cycle_adamw', every=None)
+_LATER = dict(valid=0., at_epoch=None, bf16=False, channels_last=False, training='one_cycle_adamw', every=None,
+              shrink=1)
 
 def _hash(fields): return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -141,6 +147,7 @@ def make_learner(
 
 def _part(run):
     part = {} if run.limit is None else dict(limit=run.limit)
+    if run.shrink!=1: part['shrink'] = run.shrink
     if not run.valid: return part
     if run.limit is not None: part['valid_limit'] = max(1, round(run.valid*run.limit))
     return part | dict(valid_pct=run.valid) | (dict(test_pct=.2) if run.data=='digits' else {})
@@ -222,7 +229,7 @@ _LONGEST = 2**24 # bytes of a line
 _TEXTS = 'key', 'error', 'recipe', 'data', 'arch', 'training', 'device', 'python', 'torch', 'torchvision', 'fastai'
 _NUMBERS = 'sparsity', 'accuracy', 'seconds', 'sparsity_reached', 'training_share', 'lr', 'valid'
 _TYPES = dict.fromkeys(_TEXTS, (str,)) | dict.fromkeys(_NUMBERS, (float,int)) | dict(accuracies=(list,))
-_TYPES |= dict.fromkeys(('seed', 'epochs', 'bs', 'threads'), (int,)) | dict.fromkeys(('bf16', 'channels_last'), (bool,))
+_TYPES |= dict.fromkeys(('seed', 'epochs', 'bs', 'threads', 'shrink'), (int,)) | dict.fromkeys(('bf16', 'channels_last'), (bool,))
 _TYPES |= dict.fromkeys(('limit', 'at_epoch', 'every'), (int,type(None)))
 
 def _wrong(nm, v): # of a field that tables and pictures use

@@ -96,6 +96,18 @@ def take(self:ImageSet,
     return ImageSet(self.x[idxs], None if self.y is None else self.y[idxs], self.vocab)
 
 @patch
+def shrink(self:ImageSet,
+    by:int,      # Side of the squares of pixels whose mean is one pixel of the new images; divides `h` and `w`
+)->ImageSet:     # New set, images `(n, channels, h//by, w//by)`; with 1 this set
+    "Make every image smaller."
+    h,w = self.x.shape[2:]
+    if not isinstance(by, int) or by<1 or h%by or w%by:
+        raise ValueError(f'images of {h}x{w} pixels become smaller by an integer that divides both, got {by}')
+    if by==1: return self
+    small = [F.avg_pool2d(o.float(), by).round().byte() for o in self.x.split(4096)]
+    return ImageSet(torch.cat(small), self.y, self.vocab)
+
+@patch
 def new_empty(self:ImageSet):
     "Copy the classes without the images, for `Learner.export`."
     return self.take(slice(0))
@@ -606,10 +618,10 @@ def _find(root, folders):
     inside = [(nm, o) for nm,o in places if o==root/nm or o.is_relative_to(root.absolute())]
     return [(nm, o) for nm,o in inside if o.is_dir() and any(o.iterdir())]
 
-def _read_official(name, root):
+def _read_official(name, root, shrink):
     vocab,layouts = _OFFICIAL[name]
     for nm,folder in _find(root, layouts):
-        return tuple(ImageSet(torch.tensor(x), torch.tensor(y), vocab) for x,y in layouts[nm](folder))
+        return tuple(ImageSet(torch.tensor(x), torch.tensor(y), vocab).shrink(shrink) for x,y in layouts[nm](folder))
     raise FileNotFoundError(f'No {name} in `{root}`: put one of the folders {", ".join(layouts)} there, or name '
                             'another place with `path` or the environment variable EARLY_PRUNE_DATA')
 
@@ -636,18 +648,19 @@ def load_official(
     name:str,                # Name of the set in torchvision: `CIFAR10`, `CIFAR100` or `FashionMNIST`
     path:str|Path|None=None, # Folder with the data, see `data_path`
     download:bool=True,      # Let torchvision download the set when it is not there
+    shrink:int=1,            # Side of the squares of pixels whose mean is one pixel; 1 for the images as they are
 )->tuple:                    # Official training and test set, two `ImageSet`s
     "Read an official set from whichever layout is there."
     if name not in _OFFICIAL: raise ValueError(f'`name` must be one of {", ".join(_OFFICIAL)}, got {name!r}')
     root = data_path(path)
-    try: return _read_official(name, root)
+    try: return _read_official(name, root, shrink)
     except FileNotFoundError as e:
         if not download: raise
         missing = str(e)
     _check_archives(root)
     try: _download(name, root)
     except (OSError,RuntimeError) as e: raise FileNotFoundError(f'{missing} (downloading failed: {e})') from e
-    return _read_official(name, root)
+    return _read_official(name, root, shrink)
 
 # %% ../nbs/01_data.ipynb #97c62581
 @delegates(image_loaders)
@@ -656,13 +669,14 @@ def cifar10(
     bs:int=128,                # Images in a training batch
     limit:int|None=None,       # Images to train on, the same number of each class; `None` for all
     valid_limit:int|None=None, # Images to validate on; `None` for all
+    shrink:int=1,              # Side of the squares of pixels whose mean is one pixel; 1 for the images as they are
     valid_pct:float=0.,        # Share of the training images held out; 0 to validate on the test set
     augment:Iterable[Callable]|None=None, # Functions `(x, generator=) -> x`; `None` for shift and mirror
     **kwargs
 )->ImageLoaders:               # 10 classes, 3 channels, 32x32 pixels
     "50,000 + 10,000 photographs of 10 kinds of things (Krizhevsky, 2009)."
-    sets = split_sets(*load_official('CIFAR10', path), valid_pct, limit, valid_limit)
-    if augment is None: augment = (random_crop,random_flip)
+    sets = split_sets(*load_official('CIFAR10', path, shrink=shrink), valid_pct, limit, valid_limit)
+    if augment is None: augment = (partial(random_crop, pad=4//shrink),random_flip)
     return image_loaders(*sets, bs=bs, augment=augment, **kwargs)
 
 # %% ../nbs/01_data.ipynb #5e959eaa
@@ -672,13 +686,14 @@ def cifar100(
     bs:int=128,                # Images in a training batch
     limit:int|None=None,       # Images to train on, the same number of each class; `None` for all
     valid_limit:int|None=None, # Images to validate on; `None` for all
+    shrink:int=1,              # Side of the squares of pixels whose mean is one pixel; 1 for the images as they are
     valid_pct:float=0.,        # Share of the training images held out; 0 to validate on the test set
     augment:Iterable[Callable]|None=None, # Functions `(x, generator=) -> x`; `None` for shift and mirror
     **kwargs
 )->ImageLoaders:               # 100 classes, 3 channels, 32x32 pixels
     "50,000 + 10,000 photographs of 100 kinds of things (Krizhevsky, 2009)."
-    sets = split_sets(*load_official('CIFAR100', path), valid_pct, limit, valid_limit)
-    if augment is None: augment = (random_crop,random_flip)
+    sets = split_sets(*load_official('CIFAR100', path, shrink=shrink), valid_pct, limit, valid_limit)
+    if augment is None: augment = (partial(random_crop, pad=4//shrink),random_flip)
     return image_loaders(*sets, bs=bs, augment=augment, **kwargs)
 
 # %% ../nbs/01_data.ipynb #e9ad2d1a
@@ -688,13 +703,14 @@ def fashion_mnist(
     bs:int=128,                # Images in a training batch
     limit:int|None=None,       # Images to train on, the same number of each class; `None` for all
     valid_limit:int|None=None, # Images to validate on; `None` for all
+    shrink:int=1,              # Side of the squares of pixels whose mean is one pixel; 1 for the images as they are
     valid_pct:float=0.,        # Share of the training images held out; 0 to validate on the test set
     augment:Iterable[Callable]|None=None, # Functions `(x, generator=) -> x`; `None` for shift and mirror
     **kwargs
 )->ImageLoaders:               # 10 classes, 1 channel, 28x28 pixels
     "60,000 + 10,000 pictures of 10 kinds of clothes (Xiao et al., 2017)."
-    sets = split_sets(*load_official('FashionMNIST', path), valid_pct, limit, valid_limit)
-    if augment is None: augment = (partial(random_crop, pad=2),random_flip)
+    sets = split_sets(*load_official('FashionMNIST', path, shrink=shrink), valid_pct, limit, valid_limit)
+    if augment is None: augment = (partial(random_crop, pad=2//shrink),random_flip)
     return image_loaders(*sets, bs=bs, augment=augment, **kwargs)
 
 # %% ../nbs/01_data.ipynb #84b506e7

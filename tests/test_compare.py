@@ -29,6 +29,7 @@ from early_prune.compare import (
     verdict,
     versus,
 )
+from early_prune.data import DATASETS, digits
 from early_prune.regrowth import by_gradient
 
 
@@ -52,7 +53,18 @@ def test_keys_of_stored_runs_stay_valid():
     base = Run('epi', .5)
     later = [Run('epi', .5, **o) for o in (dict(valid=.1), dict(at_epoch=0), dict(bf16=True), dict(channels_last=True),
                                                  dict(training='sgd_steps'))]
-    assert len({r.key for r in [base, *later]})==6
+    later += [Run('epi', .5, data='cifar10', shrink=n) for n in (1, 2)]
+    assert len({r.key for r in [base, *later]})==8
+
+def test_smaller_images(monkeypatch):
+    "A run says how much smaller; only data with that argument have it."
+    asked = []
+    monkeypatch.setitem(DATASETS, 'little', lambda shrink=1, **kwargs: asked.append(shrink) or digits(**kwargs))
+    for n in (1, 2): make_learner(Run(data='little', shrink=n))
+    assert asked==[1, 2]
+    for wrong in (dict(shrink=2), dict(data='image_folder', shrink=2), dict(data='little', shrink=0)):
+        with pytest.raises(ValueError, match='`shrink` is at least 1, for data with that argument, got'): Run(**wrong)
+    with pytest.raises(ValueError, match='data'): Run(data='nothing', shrink=2)
 
 def test_the_test_images_are_looked_at_once(monkeypatch):
     "Epochs are judged on images held out of the training part; the test set is read once, after the last of them."

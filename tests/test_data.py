@@ -62,6 +62,25 @@ def same(a, b): return all(x.equal(y) for p,q in zip(a, b, strict=True) for x,y 
 
 # Augmentation
 
+@pytest.mark.parametrize('by', [1, 2, 4, 8, 32])
+def test_smaller_images_are_means_of_squares(by):
+    ds = ImageSet(torch.randint(0, 256, (5000,1,32,32), dtype=torch.uint8), torch.arange(5000)%7, 'abcdefg')
+    small = ds.shrink(by)
+    want = ds.x.double().view(5000, 1, 32//by, by, 32//by, by).mean((3, 5))
+    assert small.x.dtype==torch.uint8 and float((small.x-want).abs().max())<=.5 and small.y.equal(ds.y) and small.c==7
+
+@pytest.mark.parametrize('by', [0, -1, 3, 64, 2., None])
+def test_a_size_that_does_not_divide_is_refused(by):
+    ds = ImageSet(torch.zeros(2, 1, 32, 16, dtype=torch.uint8), torch.zeros(2), 'a')
+    with pytest.raises(ValueError, match=f'32x16 pixels become smaller by an integer that divides both, got {by}'): ds.shrink(by)
+
+def test_smaller_sets_are_moved_less(tmp_path):
+    "Shift and crop are in pixels of the smaller images, and the statistics are theirs."
+    write_cifar(tmp_path/'cifar-10-batches-bin', 'bin', 10)
+    for n,side in ((1, 32), (2, 16), (8, 4)):
+        dls = cifar10(tmp_path, bs=2, shrink=n, device='cpu')
+        assert dls.one_batch()[0].shape[2:]==(side, side)
+
 @settings(deadline=None, max_examples=40)
 @given(st.integers(0, 10**6), st.integers(0, 6), st.booleans())
 def test_crop_is_a_window_of_the_padded_image(seed, pad, reflect):

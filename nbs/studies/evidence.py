@@ -36,8 +36,9 @@ def trainings():
 def budget(r):
     "Name of data, network and length, and of the training where it is not the one-cycle AdamW of the book."
     images = '' if r['limit'] is None else f', {r["limit"]:,} images'
+    pixels = '' if r.get('shrink', 1)==1 else f', pixels averaged {r["shrink"]}x{r["shrink"]}'
     how = ', SGD with steps' if r.get('training')=='sgd_steps' else ''
-    return f'{r["data"]}{images}, {r["arch"]}, {r["epochs"]} epochs{how}'
+    return f'{r["data"]}{images}{pixels}, {r["arch"]}, {r["epochs"]} epochs{how}'
 
 def stated(gains, margin=0.):
     "The word for paired gains of accuracy, their mean and their interval in points: what every page says."
