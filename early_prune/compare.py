@@ -229,7 +229,8 @@ _LONGEST = 2**24 # bytes of a line
 _TEXTS = 'key', 'error', 'recipe', 'data', 'arch', 'training', 'device', 'python', 'torch', 'torchvision', 'fastai'
 _NUMBERS = 'sparsity', 'accuracy', 'seconds', 'sparsity_reached', 'training_share', 'lr', 'valid'
 _TYPES = dict.fromkeys(_TEXTS, (str,)) | dict.fromkeys(_NUMBERS, (float,int)) | dict(accuracies=(list,))
-_TYPES |= dict.fromkeys(('seed', 'epochs', 'bs', 'threads', 'shrink'), (int,)) | dict.fromkeys(('bf16', 'channels_last'), (bool,))
+_TYPES |= dict.fromkeys(('seed', 'epochs', 'bs', 'threads', 'shrink'), (int,))
+_TYPES |= dict.fromkeys(('bf16', 'channels_last'), (bool,))
 _TYPES |= dict.fromkeys(('limit', 'at_epoch', 'every'), (int,type(None)))
 
 def _wrong(nm, v): # of a field that tables and pictures use
