@@ -557,7 +557,7 @@ def _compare(self:Layout):
     self._assign(kinds)
     moved,n = self._moves(one, kinds, masks, grads)
     self.holds = not any(moved)
-    if any(moved): self._refuse_unseen(new, kinds, masks, grads, moved, n)
+    if any(moved): self._refuse_unseen(one, new, kinds, masks, grads, n)
     if self.n<_LATE and self._has_more(one, found): # some memory begins later
         self.n = _LATE
         self._compare()
@@ -622,11 +622,12 @@ def _moves(self:Layout, twin, kinds, masks, grads):
 def _moved(twin, masks): return [p.requires_grad and bool(p[~m].any()) for p,m in zip(twin.params, masks)]
 
 @patch
-def _refuse_unseen(self:Layout, new, kinds, masks, grads, moved, n):
+def _refuse_unseen(self:Layout, one, new, kinds, masks, grads, n):
     "Refuse memory that was not found: zeros that stay in a new optimizer move, though their memory was set to new."
     for i in range(1, n): new.step(grads[i%3], masks)
-    seen = [all(o.settled and (o.fresh is not None or not o.whole) for o in parts.values()) for parts in kinds]
-    if any(a and not b and all_seen for a,b,all_seen in zip(moved, _moved(new, masks), seen)):
+    away = [p.requires_grad and bool((p[~m].isfinite() & (p[~m]!=0)).any()) for p,m in zip(one.params, masks)] # 0/0 is no memory
+    seen = [all(o.settled and (o.fresh is not None if o.whole else not o.axes) for o in parts.values()) for parts in kinds]
+    if any(a and not b and all_seen for a,b,all_seen in zip(away, _moved(new, masks), seen)):
         raise Unreadable('what it remembers of single weights is kept where it is not seen')
 
 def _fills_up(table):
