@@ -625,8 +625,10 @@ def _moved(twin, masks): return [p.requires_grad and bool(p[~m].any()) for p,m i
 def _refuse_unseen(self:Layout, one, new, kinds, masks, grads, n):
     "Refuse memory that was not found: zeros that stay in a new optimizer move, though their memory was set to new."
     for i in range(1, n): new.step(grads[i%3], masks)
-    away = [p.requires_grad and bool((p[~m].isfinite() & (p[~m]!=0)).any()) for p,m in zip(one.params, masks)] # 0/0 is no memory
-    seen = [all(o.settled and (o.fresh is not None if o.whole else not o.axes) for o in parts.values()) for parts in kinds]
+    away = [p.requires_grad and bool((z.isfinite() & (z!=0)).any()) # 0/0 is no memory
+            for p,z in ((p, p[~m]) for p,m in zip(one.params, masks))]
+    seen = [all(o.settled and (o.fresh is not None if o.whole else not o.axes) for o in parts.values())
+            for parts in kinds] # a matrix may be a basis, in which zeros move by right
     if any(a and not b and all_seen for a,b,all_seen in zip(away, _moved(new, masks), seen)):
         raise Unreadable('what it remembers of single weights is kept where it is not seen')
 
