@@ -270,7 +270,8 @@ class _Twin:
     def _begin(self, v, p, t):
         if not isinstance(v, Tensor) or v.shape!=p.shape: return copy.deepcopy(v)
         v = v.detach()[tuple(slice(n) for n in t.shape)].clone()
-        if v.is_floating_point() and v.numel() and bool((v!=v.flatten()[0]).any()): self.begun.append((v, t))
+        if v.is_floating_point() and v.numel() and bool((v!=v.flatten()[0]).any()):
+            self.begun.append((v, t, bool(v.min()>=0))) # what is never negative may be a second moment
         return v
 
     def fill(self,
@@ -531,7 +532,7 @@ def _run(twin, values, grads):
     twin.fill(values)
     with torch.no_grad():
         for p,_,ts,i in twin.memory.lists(): ts[i].copy_(p) # slow weights begin where the weights are
-        for t,p in twin.begun: t.copy_(p)
+        for t,p,size in twin.begun: t.copy_(p.abs() if size else p)
     for gs in grads: twin.step(gs)
     places = twin.memory.places()
     return [_tensors(places[id(p)]) for p in twin.params]
@@ -557,7 +558,7 @@ def _compare(self:Layout):
     self._assign(kinds)
     moved,n = self._moves(one, kinds, masks, grads)
     self.holds = not any(moved)
-    if any(moved): self._refuse_unseen(one, new, kinds, masks, grads, n)
+    if any(moved): self._refuse_unseen(new, kinds, masks, grads, moved, n)
     if self.n<_LATE and self._has_more(one, found): # some memory begins later
         self.n = _LATE
         self._compare()
@@ -622,15 +623,17 @@ def _moves(self:Layout, twin, kinds, masks, grads):
 def _moved(twin, masks): return [p.requires_grad and bool(p[~m].any()) for p,m in zip(twin.params, masks)]
 
 @patch
-def _refuse_unseen(self:Layout, one, new, kinds, masks, grads, n):
+def _refuse_unseen(self:Layout, new, kinds, masks, grads, moved, n):
     "Refuse memory that was not found: zeros that stay in a new optimizer move, though their memory was set to new."
     for i in range(1, n): new.step(grads[i%3], masks)
-    away = [p.requires_grad and bool((z.isfinite() & (z!=0)).any()) # 0/0 is no memory
-            for p,z in ((p, p[~m]) for p,m in zip(one.params, masks))]
-    seen = [all(o.settled and (o.fresh is not None if o.whole else not o.axes) for o in parts.values())
-            for parts in kinds] # a matrix may be a basis, in which zeros move by right
-    if any(a and not b and all_seen for a,b,all_seen in zip(away, _moved(new, masks), seen)):
+    seen = [all(o.settled and (o.fresh is not None if o.whole else not _mixes(o)) for o in parts.values())
+            for parts in kinds]
+    if any(a and not b and all_seen for a,b,all_seen in zip(moved, _moved(new, masks), seen)):
         raise Unreadable('what it remembers of single weights is kept where it is not seen')
+
+def _mixes(part): # a matrix over one dimension is a basis: it moves zeros by right
+    along = [o for o in part.axes if o]
+    return len(set(along))<len(along)
 
 def _fills_up(table):
     "Whether a queue of the first parameter is not full yet."

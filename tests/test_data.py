@@ -80,6 +80,7 @@ def test_smaller_sets_are_moved_less(tmp_path):
     for n,side in ((1, 32), (2, 16), (8, 4)):
         dls = cifar10(tmp_path, bs=2, shrink=n, device='cpu')
         assert dls.one_batch()[0].shape[2:]==(side, side)
+        assert dls.train.augment[0].keywords['pad']==4//n
 
 @settings(deadline=None, max_examples=40)
 @given(st.integers(0, 10**6), st.integers(0, 6), st.booleans())

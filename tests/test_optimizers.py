@@ -625,6 +625,42 @@ def test_memory_that_is_not_seen_is_refused(name, stepped):
     if stepped: optimizer.step()
     with pytest.raises(Unreadable, match=type(optimizer).__name__): Masks(net).update(magnitude, .5).apply(optimizer)
 
+class Basis(Own):
+    "A matrix over the outputs, in which zeros of a vector move as soon as two outputs had a gradient together."
+    def move(self, p, s):
+        g,m = p.grad.flatten(1) if p.ndim>1 else p.grad[:,None],s.setdefault('moment', torch.zeros_like(p))
+        m.mul_(.9).add_(p.grad)
+        rows = s.setdefault('rows', torch.zeros(len(p), len(p), dtype=p.dtype)).mul_(.9).add_(g@g.T)
+        return torch.linalg.solve(rows+torch.eye(len(p), dtype=p.dtype), m.flatten(1) if p.ndim>1 else m[:,None]).view_as(p)
+
+def test_a_basis_is_no_hidden_memory():
+    for steps in (0, 5):
+        t = zoo.begin(Entry('x/basis', lambda net: Basis(net.parameters())), torch.float64, False)
+        layout = layout_of(t.step(steps).opt if steps else t.opt)
+        assert not layout.holds and layout.tried
+
+class SlowAdam(Own):
+    "Slow weights that the constructor makes, and moments whose root is taken."
+    def __init__(self, params):
+        super().__init__(params)
+        for p in self.param_groups[0]['params']: self.state[p]['slow'] = p.detach().clone()
+    def move(self, p, s):
+        s['n'] = s.get('n', 0)+1
+        m,v = (s.setdefault(nm, torch.zeros_like(p)) for nm in ('first', 'second'))
+        m.mul_(.9).add_(p.grad)
+        v.mul_(.99).addcmul_(p.grad, p.grad)
+        if s['n']%5==0: p.copy_(s['slow'].lerp_(p, .5))
+        return m/(v.sqrt()+1e-8)
+
+@pytest.mark.parametrize('steps', [0, 3, 5, 8])
+def test_a_second_moment_of_a_stepped_optimizer_is_tried_as_one(steps):
+    "It is taken for slow weights where it does not begin as one number; a trial with a negative one is none."
+    t = zoo.begin(Entry('x/slow', lambda net: SlowAdam(net.parameters())), torch.float64, False)
+    layout = layout_of(t.step(steps).opt if steps else t.opt)
+    layout.rehearse()
+    assert layout.holds
+    for parts in layout.parts.values(): assert {path[-1]:o.amount for (_,path),o in parts.items()}['second']
+
 def test_a_step_that_a_scheduler_watches_is_none_of_its_own():
     net = zoo.network()
     optimizer = torch.optim.SGD(net.parameters(), momentum=.9)

@@ -6,11 +6,11 @@
 Stop it whenever you like: finished trainings are kept, and the next call goes on. Several processes may share a file.
 
 The budget was written before the first run and not tuned, but for the size of the images: at 32 pixels one training took
-ten minutes, and six of 66 were run and put aside; at 16 pixels, each the mean of a square of four, it takes three. ResNet-8
-with half its channels, because the full one takes twice as long; 15 epochs of 45,000 images in batches of 64 are 10,545
-steps, 5,000 images are held out to choose by, and the test images are looked at once. SGD: the rate .1 of batches of 128
-(GraNet) is .05 for batches of 64.
-float32, because bfloat16 takes twice as long on a processor without instructions for it."""
+ten minutes, and six of 66 were run and put aside; at 16 pixels, each the mean of a square of four, it takes three to four.
+ResNet-8 with half its channels, because the full one takes twice as long; 15 epochs of 45,000 images in batches of 64 are
+10,545 steps, 5,000 images are held out to choose by, and the test images are looked at once. SGD: the rate .1 of batches
+of 128 (GraNet) is .05 for batches of 64. float32, because bfloat16 takes twice as long on a processor without
+instructions for it."""
 import argparse
 from pathlib import Path
 
