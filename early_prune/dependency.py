@@ -9,13 +9,14 @@ __all__ = ['SHAPED', 'RULES', 'Dyes', 'rule', 'headwise', 'Group', 'Groups', 'si
 import gc
 import json
 import math
+import re
 import warnings
 import weakref
 from collections import Counter
 from contextlib import ExitStack, contextmanager, nullcontext
 from copy import copy
 from dataclasses import dataclass, field, replace
-from functools import cache, cached_property, lru_cache, partial, wraps
+from functools import cache, cached_property, lru_cache, partial, reduce, wraps
 from itertools import product, zip_longest
 from types import FunctionType, ModuleType
 from typing import NamedTuple
@@ -226,7 +227,8 @@ class Dyes(TorchDispatchMode):
         self.course,self.outputs,self.leaves,self.known = [],{},[],set()
         self.turned,self.memory,self.marked,self.held,self.spared = set(),_Memory(),[],{},set()
         self.ties,self.fixed,self.splits,self.counts = [],[],[],[]
-        self.inexact,self.made,self.read,self.squeezed = [],[],[],[]
+        self.inexact,self.made,self.read,self.squeezed,self.seen = [],[],[],[],[]
+        self.tellers,self.beside = (),()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -1061,6 +1063,7 @@ class Groups:
     spared:tuple=()    # Parameters that are divided by their own norm: zeros in them would make NaN
     real:bool=False    # Traced with numbers, and to be run with numbers, because its course depends on values
     squeezed:frozenset=frozenset() # Groups of which two must stay, because a `squeeze` drops a size of one
+    told:tuple=()      # `(module, attribute, [neurons, ...], configuration)`: a number for others counts one of these
 
     def __repr__(self): return f'Groups({len(self)} groups, {self.n_neurons} neurons, {len(self.fixed)} places fixed)'
     def __len__(self): return int(self.group_of[-1])+1 if len(self.group_of) else 0
@@ -1132,7 +1135,7 @@ def to_json(self:Groups
         sizes=lists(((m, a), o) for m,a,o in self.sizes), fixed=[[*place, why] for place,why in self.fixed.items()],
         inexact=sorted(self.inexact), made=self.made, headwise=self.headwise, past=self.past, read=self.read,
         proven=sorted(self.proven), seen=[*self.seen.items()], spared=self.spared, real=self.real,
-        squeezed=sorted(self.squeezed)))
+        squeezed=sorted(self.squeezed), told=[(m, a, [o.tolist() for o in found], w) for m,a,found,w in self.told]))
 
 @patch(cls_method=True)
 def from_json(cls:Groups,
@@ -1145,7 +1148,8 @@ def from_json(cls:Groups,
                {(t, i):why for t,i,why in d['fixed']}, frozenset(d['inexact']), tuple(map(tuple, d['made'])),
                tuple(d['headwise']), d['past'] and {nm:tuple(o) for nm,o in d['past'].items()},
                tuple(map(tuple, d['read'])), frozenset(d.get('proven', ())), dict(d.get('seen', ())),
-               tuple(d.get('spared', ())), bool(d['real']), frozenset(d.get('squeezed', ())))
+               tuple(d.get('spared', ())), bool(d['real']), frozenset(d.get('squeezed', ())),
+               tuple((m, a, list(map(array, found)), w) for m,a,found,w in d.get('told', ())))
 
 # %% ../nbs/08_dependency.ipynb #d297e739
 @patch
@@ -1298,29 +1302,53 @@ def _resized(tensors, slots, times, real): # all with numbers, none, or those of
     def _has_numbers(nm): return real if isinstance(real, bool) else nm in real
     return {nm:_grown(t, nm, slots, times, _has_numbers(nm)) for nm,t in tensors.items()}
 
+def _inside(o, key): return o[int(key)] if isinstance(o, list) else o[key] if isinstance(o, dict) else getattr(o, key)
+
+def _with(o, keys, n): # a copy in which one number is another, because others share what holds it
+    if not keys: return (n,) if isinstance(o, tuple) else n
+    new,value = copy(o),_with(_inside(o, keys[0]), keys[1:], n)
+    if isinstance(new, list): new[int(keys[0])] = value
+    elif isinstance(new, dict): new[keys[0]] = value
+    else: setattr(new, keys[0], value)
+    return new
+
 def size_of(
     module:nn.Module, # Module that holds a number
-    attr:str,         # Its attribute, or `config.heads` for one of an object or dictionary that it holds
+    attr:str,         # Its attribute, or `config.heads` or `stages.2.width` for one in what it holds
 ):                    # The number, or a tuple of it
     "Read a number of a module."
-    holder,_,key = attr.rpartition('.')
-    if not holder: return getattr(module, key)
-    held = getattr(module, holder)
-    return held[key] if isinstance(held, dict) else getattr(held, key)
+    return reduce(_inside, attr.split('.'), module)
 
 def set_size(
     module:nn.Module, # Module that holds a number
-    attr:str,         # Its attribute, or `config.heads`; the object or dictionary is copied, because others share it
+    attr:str,         # Its attribute, or `config.heads`; objects, lists and dictionaries are copied: others share them
     n:int,            # The new number
 )->tuple:             # `(module, attribute, value)` as it was, for `setattr`
     "Change a number of a module."
-    holder,_,key = attr.rpartition('.')
-    was,n = getattr(module, holder or key),(n,) if isinstance(size_of(module, attr), tuple) else n
-    new = copy(was) if holder else n
-    if isinstance(new, dict): new[key] = n
-    elif holder: setattr(new, key, n)
-    setattr(module, holder or key, new)
-    return module,holder or key,was
+    name,*keys = attr.split('.')
+    was = getattr(module, name)
+    setattr(module, name, _with(was, keys, n))
+    return module,name,was
+
+def _pass_on(
+    model:nn.Module, # Network, changed in place
+    told:list,       # `(module name, attribute as in set_size, new number)`
+)->list:             # Triples for `setattr`
+    "Change numbers that nothing reads while the network runs, in all modules that share what holds them."
+    new,sharing = {},{}
+    for name,attr,n in told:
+        key,*keys = attr.split('.')
+        new[name, key] = _with(new.get((name, key), getattr(model.get_submodule(name), key)), keys, n)
+    keys = {key for _,key in new}
+    for m in model.modules() if new else ():
+        for key in keys & vars(m).keys(): sharing.setdefault((id(vars(m)[key]), key), []).append(m)
+    held = [(model.get_submodule(name), key, value) for (name,key),value in new.items()]
+    changes = [(m, key, value) for m,key,value in held if type(value) is int]
+    changes += [(o, key, value) for m,key,value in held if type(value) is not int
+                for o in sharing[id(getattr(m, key)), key]]
+    old = [(m, key, getattr(m, key)) for m,key,_ in changes]
+    for change in changes: setattr(*change)
+    return old
 
 @patch
 @contextmanager
@@ -1331,10 +1359,136 @@ def resized(self:Groups,
 ):                    # Tensors of the new sizes, `{name: tensor}`, for `call_with`
     "Give a network other sizes for the length of a `with` block."
     modules,times = dict(model.named_modules()),times.astype(np.int64)
-    old = [set_size(modules[nm], attr, int(times[mine].sum())) for nm,attr,mine in self.sizes]
+    old = _pass_on(model, self._told_by(times))
+    old += [set_size(modules[nm], attr, int(times[mine].sum())) for nm,attr,mine in self.sizes]
     try: yield _resized(_all_tensors(model), self.slots, times, real)
     finally:
         for was in reversed(old): setattr(*was)
+
+# %% ../nbs/08_dependency.ipynb #9c41e7d2
+_COUNTS_OTHERS = re.compile( # their names say so
+    r'(^|_)(base|batch|bits|blocks?|buckets?|chunk|class|classes|codebook|depth|experts?|groups?|id|image|'
+    r'img|input|iters?|kernel|labels?|layers?|len|length|levels?|max|min|mels?|pad|patch|patches|'
+    r'pos|positions?|queries|rank|ratio|reduction|sample|scale|seed|seq|stages?|steps?|stride|tokens?|vocab|'
+    r'window)(_|$)')
+_PLAIN_VALUES = int,float,str,type(None),list,tuple,dict,set,torch.dtype,torch.device
+
+def _plain_values(o): # a configuration holds nothing else; a data set or a tokenizer does
+    frozen = getattr(getattr(type(o), '__dataclass_params__', None), 'frozen', False)
+    held = {} if frozen or isinstance(o, (nn.Module, Tensor, type, tuple)) else getattr(o, '__dict__', {})
+    return held if all(isinstance(v, _PLAIN_VALUES) or _plain_values(v) for v in held.values()) else {}
+
+def _numbers(o, depth=0):
+    if type(o) is int: return {'':o} if o>1 else {}
+    pairs = enumerate(o) if type(o) is list else o.items() if type(o) is dict else _plain_values(o).items()
+    if depth>3 or depth and isinstance(o, (list, dict)) and len(o)>64: return {} # a table of words is no configuration
+    found = {}
+    for k,v in pairs:
+        if type(o) is list or isinstance(k, str) and k[:1]!='_' and '.' not in k:
+            found |= {f'{k}.{at}'.rstrip('.'):n for at,n in _numbers(v, depth+1).items()}
+    return found
+
+def _counts_others(attr): # the last word that is a name
+    return _COUNTS_OTHERS.search(next(o for o in reversed(attr.split('.')) if not o.isdigit()).lower())
+
+def _tellers(
+    model:nn.Module, # Network
+)->dict:             # `{module name: {attribute: number}}`; what several modules share is listed for the first
+    "List the whole numbers that modules hold, also in objects, dictionaries and lists, but for layers of PyTorch."
+    found,seen,sizes = {},set(),{n for p in _all_tensors(model).values() for n in p.shape}
+    for name,m in model.named_modules():
+        if _of_torch(m) and not isinstance(m, nn.Sequential): continue
+        held = {k:v for k,v in vars(m).items() if k[0]!='_' and type(v) not in _NUMBERLESS and id(v) not in seen}
+        seen |= {id(v) for v in held.values() if type(v) is not int}
+        mine = {k:n for k,n in _numbers(held).items() if ('.' in k or n in sizes) and not _counts_others(k)}
+        if mine: found[name] = mine
+    return found
+
+def _beside(model, tellers):
+    "Names of modules that stand beside numbers, as in `dict(channels=64, module='a')`: `{(module, holder): name}`."
+    found,names = {},{nm for nm,_ in model.named_modules()}
+    for name,mine in tellers.items():
+        for holder in {attr.rpartition('.')[0] for attr in mine}-{''}:
+            held = reduce(_inside, holder.split('.'), model.get_submodule(name))
+            texts = [v for v in held.values() if isinstance(v, str)] if isinstance(held, dict) else []
+            paths = (f'{name}.{o}'.lstrip('.') for o in texts if o)
+            if place := next((o for o in paths if o in names), None): found[name, holder] = place
+    return found
+
+@patch
+def see(self:Dyes, name, args, out):
+    "Note which sizes a module takes and gives, and the colours along them."
+    caller,owner = self.path[-1][0] if self.path else None,name.rpartition('.')[0] # whose `forward` need not run
+    near = [(at, 'in') for at in {caller, owner, name} if at in self.tellers]
+    for t in _tensors(args) if near else (): self.seen += [(*at, tuple(t.shape), self.of(t)) for at in near]
+    if name in self.beside: near.append((name, 'out'))
+    for t in _tensors(out) if near else (): self.seen += [(*at, tuple(t.shape), self.of(t)) for at in near]
+
+def _constants(model): # what a network was built to multiply with; `None` where it has no value
+    held = [v for m in model.modules() for v in vars(m).values() if type(v) is float]
+    scalars = [b for b in model.buffers() if b.numel()==1 and b.is_floating_point()]
+    return None if any(b.is_meta for b in scalars) else [*held, *(b.item() for b in scalars)]
+
+def _scales(n, constants): # a network built for another width would calculate with another constant
+    if n<=16: return False
+    return constants is None or any(math.isclose(n**p, o, rel_tol=1e-3) for o in constants for p in (.5, -.5, -1))
+
+def _candidates(seen, n, labels, number):
+    known = set() # one dye lies on many tensors
+    for _,_,shape,dyes in seen:
+        for dim in (d for d,size in enumerate(shape) if size==n):
+            along = [d for d in dyes if dim in _varies(d)]
+            if (dim, *map(id, along)) in known: continue
+            known.add((dim, *map(id, along)))
+            if not along: yield np.full(n, -1)
+            elif len(along)==1 and _varies(along[0])=={dim} and along[0].size==n: yield number[labels[along[0].ravel()]]
+
+def _told(model, tellers, beside, seen, sizes, slots, labels, number):
+    "Numbers that nothing reads while the network runs, and what each may count."
+    constants = _constants(model)
+    chosen,by,found = {(nm, attr) for nm,attr,_ in sizes},{},[]
+    for o in seen: by.setdefault(o[:2], []).append(o)
+    for name,mine in tellers.items():
+        inside = [o for nm,_,o in sizes if nm.startswith(name)]
+        still = {n for nm,p in model.get_submodule(name).named_parameters(recurse=False)
+                 for d,n in enumerate(p.shape) if (f'{name}.{nm}'.lstrip('.'), d) not in slots}
+        for attr,n in mine.items():
+            if (name, attr) in chosen: continue
+            holder = attr.rpartition('.')[0]
+            place = beside.get((name, holder))
+            whole = '' if place or not holder else attr.split('.')[0]
+            equal = [at for at,o in mine.items() if o==n and at.split('.')[0]==whole]
+            doubtful = whole and (len(equal)>1 or _scales(n, constants)) # equal ones mean different things
+            near = by.get((place, 'out') if place else (name, 'in'), [])
+            some = list(_candidates(near, n, labels, number))
+            if whole and not any((o>=0).any() for o in some): some += [o for o in inside if len(o)==n]
+            if doubtful or not holder and n in still: some.append(np.full(n, -1))
+            some = list({np.sort(o).tobytes():o for o in some}.values())
+            if any((o>=0).any() for o in some): found.append((name, attr, some, whole))
+    return tuple(found)
+
+@patch
+def _told_by(self:Groups,
+    times:np.ndarray, # How often each neuron is there, `(n_neurons + 1,)`; the last entry, 1, is for what is fixed
+)->list:              # `(module, attribute, number)`, where all that a number may count agrees
+    "List the numbers that nothing reads while the network runs, as they are after a change of sizes."
+    counts = [(nm, attr, whole, {int(times[mine].sum()) for mine in found}) for nm,attr,found,whole in self.told]
+    fixed = [any((mine<0).all() for mine in found) for *_,found,_ in self.told]
+    doubted = {(nm, whole) for (nm,_,whole,o),stays in zip(counts, fixed) if whole and stays and len(o)>1}
+    return [(nm, attr, o.pop()) for nm,attr,whole,o in counts if len(o)==1 and (nm, whole) not in doubted]
+
+@patch
+def numbers(self:Groups,
+    model:nn.Module, # The network of the table
+)->pd.DataFrame:     # One row for each number
+    "Compare the numbers that a network holds and does not read with the sizes that they may stand for."
+    chosen = {o[:2] for o in self.sizes}
+    told = [o for o in self.told if o[:2] not in chosen]
+    sizes = [sorted({len(o) for o in found}) for *_,found,_ in told]
+    held = [size_of(plain(model).get_submodule(nm), attr) for nm,attr,*_ in told]
+    rows = [(n, ', '.join(map(str, o)), o==[n]) for n,o in zip(held, sizes)]
+    return pd.DataFrame(rows, index=[f'{nm}.{attr}'.lstrip('.') for nm,attr,*_ in told],
+                        columns=['number', 'may count', 'agrees'])
 
 # %% ../nbs/08_dependency.ipynb #d5a0cfa2
 STOPS = RuntimeError,ValueError,TypeError,IndexError,KeyError,AttributeError,AssertionError,ZeroDivisionError
@@ -1414,7 +1568,7 @@ def _times(groups, turns, real=False):
         seen[n] += 1
     return times
 
-MERGED = 'ties', 'fixed', 'splits', 'counts', 'inexact', 'made', 'read', 'squeezed'
+MERGED = 'ties', 'fixed', 'splits', 'counts', 'inexact', 'made', 'read', 'squeezed', 'seen'
 
 def _counts_idly(m): # a batch norm counts its batches, and reads the count only for a mean over all of them
     return type(m) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d) and m.momentum is not None
@@ -1432,11 +1586,14 @@ class _Trials:
         self.home = next((t.device for t in held if not t.is_meta), torch.device('cpu'))
         counters = (f'{nm}.num_batches_tracked'.lstrip('.') for nm,m in model.named_modules() if _counts_idly(m))
         self.idle = {nm:None for nm in counters if nm in tensors}
+        self.tellers = _tellers(model)
+        self.beside = _beside(model, self.tellers)
 
     def coloured(self, inputs, calls=None, trains=False):
         "One run with a colour for each index."
         colours = {(nm, d):self.colours[a:a+n] for (nm,d,n),a in zip(self.places, self.starts)}
         dyes = calls.dyes if calls else Dyes(self.real, home=self.home)
+        dyes.tellers,dyes.beside = self.tellers,{*self.beside.values()}
         buffers = {nm for nm,t in self.tensors.items() if not isinstance(t, nn.Parameter)}
         tensors = _resized(self.tensors, {}, None, self.real or buffers) | self.idle
         _flow(self.model, inputs, tensors, colours, dyes, calls, trains, self.contents)
@@ -1509,6 +1666,7 @@ def _stand_in(self:_Trials, neuron_of, times, dyes, place):
 def wrong(self:_Trials, groups):
     "Groups whose size the network does not let change, with the reason; empty if it passes all trials."
     if self.passes_at_once(groups): return {}
+    groups = replace(groups, told=()) # what stops may be what is told
     every = dict.fromkeys(range(len(groups)), MORE)
     if bad := self.failing(groups, every): return bad
     self.up = self.last
@@ -1593,6 +1751,16 @@ def tried(self:_Trials, groups, bad, options):
         found = self.wrong(other)
         if len(found)<len(best[1]): best = other,found
         if not found: break
+    return self.needed(groups, best, kinds)
+
+@patch
+def needed(self:_Trials, groups, best, kinds):
+    "Without those numbers that were tried together with others and that the network does not need."
+    before = {o[:2] for o in groups.sizes}
+    fresh = dict.fromkeys((kinds[nm], attr) for nm,attr,_ in best[0].sizes if (nm, attr) not in before)
+    for kind in fresh if len(fresh)>1 else ():
+        fewer = replace(best[0], sizes=tuple(o for o in best[0].sizes if (kinds[o[0]], o[1])!=kind or o[:2] in before))
+        if len(found := self.wrong(fewer))<=len(best[1]): best = fewer,found
     return best
 
 # %% ../nbs/08_dependency.ipynb #9500c12b
@@ -1687,14 +1855,24 @@ def settle(self:_Trials):
 @patch
 def collect(self:_Trials):
     "The table of groups from what the coloured runs have found, and other choices of the numbers that follow a cut."
-    return _collect(self.model, self.base, self.places, self.starts, self.colours)
+    return _collect(self.model, self.base, self.places, self.starts, self.colours, self.tellers, self.beside)
 
 @patch
 def done(self:_Trials, groups):
     "The table of groups that have passed all trials."
     if not len(groups): return groups
+    if self.differs: groups = self.telling(groups)
     found = {int(o) for colours in self.up.inexact for o in groups.group_of[colours[colours>0]-1]}
     return replace(groups, inexact=groups.inexact | found | self.scaled)
+
+@patch
+def telling(self:_Trials, groups):
+    "The table with those numbers that the network does not read: it takes the same course when they follow a cut."
+    if not groups.told: return groups
+    every = dict.fromkeys(range(len(groups)), MORE)
+    dyes,stops = self.trial(groups, every, follows=False)
+    same = not stops and not any(_departures(self.up.course, dyes.course))
+    return groups if same else replace(groups, told=())
 
 # %% ../nbs/08_dependency.ipynb #e551c616
 @patch
@@ -1717,8 +1895,9 @@ def renumber(self:Groups,
     slots = {p:o for p,o in slots.items() if (o>=0).any()}
     made,read = (tuple(p for p in o if p in slots) for o in (self.made, self.read))
     past = None if fix is not None else self._past(stay)
+    told = tuple((nm, attr, list(map(_new, found)), whole) for nm,attr,found,whole in self.told)
     return Groups(slots, group_of, sizes, fixed, inexact, made, self.headwise, past, read, proven, seen, self.spared,
-                  self.real, squeezed)
+                  self.real, squeezed, told)
 
 @patch
 def _past(self:Groups, stay):
@@ -1758,6 +1937,7 @@ def _paths(model, dyes):
     def _enter(m, args): dyes.path.append((names.get(m, ''), m))
     def _leave(m, args, out):
         dyes.path.pop()
+        if dyes.tellers: dyes.see(names.get(m, ''), args, out)
         if m is model and not dyes.path: dyes.leave(out)
     hooks = register_module_forward_pre_hook(_enter),register_module_forward_hook(_leave, always_call=True)
     fast = torch.backends.mha.get_fastpath_enabled()
@@ -1864,7 +2044,7 @@ def _hint(model, inputs, named, real):
     return '. With numbers it runs: call `trace` with `real=True`'
 
 # %% ../nbs/08_dependency.ipynb #3c457b21
-def _collect(model, dyes, places, starts, colours):
+def _collect(model, dyes, places, starts, colours, tellers, beside):
     params = dict(model.named_parameters())
     unused = [np.arange(a, a+n) for (nm,_,n),a in zip(places, starts) if nm in params and nm not in dyes.used]
     labels = _resolve(colours, starts, dyes)
@@ -1887,8 +2067,9 @@ def _collect(model, dyes, places, starts, colours):
     swap = tuple(nm for nm,m in model.named_modules()
                  if _can_be_headwise(m) and any(t.startswith(f'{nm}.'.lstrip('.')) for t,_ in slots))
     sizes,options = _sizes(dyes, labels, number)
+    told = _told(model, tellers, beside, dyes.seen, sizes, slots, labels, number)
     groups = Groups(slots, group_of, sizes, fixed, inexact, made, swap, read=read, spared=tuple(sorted(dyes.spared)),
-                    real=dyes.real, squeezed=squeezed)
+                    real=dyes.real, squeezed=squeezed, told=told)
     alone = {int(g):'all of it is one neuron' for g in np.flatnonzero(np.bincount(group_of, minlength=len(groups))==1)}
     if not alone: return groups,options
     stay = ~np.isin(group_of, list(alone))

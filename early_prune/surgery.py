@@ -37,7 +37,7 @@ from torch.utils._pytree import tree_map_only
 
 from .core import _undivided, evaluating
 from .dependency import HEADS, HEADWISE, INNER, STOPS, WIDTHS, Dyes, Groups, HeadwiseAttention
-from .dependency import _all_tensors, _flow, plain, set_size, size_of
+from .dependency import _all_tensors, _flow, _pass_on, _tellers, plain, set_size, size_of
 from .masks import Masks, copies_of, put_back
 from .optimizers import _replace, _slice, expect_cut, layout_of
 
@@ -101,11 +101,16 @@ ATTRIBUTES = (
     'num_features', 'normalized_shape', 'num_channels', 'num_groups',
     'num_parameters', 'embedding_dim', 'embed_dim', 'kdim', 'vdim',
     'nx', 'nf', 'split_size', *HEADS, *WIDTHS, *INNER)
+_TOLD = '_sizes_told'      # numbers that only others read
 _MARK = '_sizes_by_trial' # names that no list has, and that a file must hold
 
 def _set_and_mark(module, attr, n):
     set_size(module, attr, n)
     if attr not in ATTRIBUTES: vars(module).setdefault(_MARK, set()).add(attr)
+
+def _tell_others(net, told):
+    _pass_on(net, told)
+    for nm,attr,_ in told: vars(net.get_submodule(nm)).setdefault(_TOLD, set()).add(attr)
 
 def _tell(net, at): # code may use the weight of a layer and never call it
     modules = dict(net.named_modules())
@@ -153,6 +158,7 @@ def cut(
 
 def _cut_net(net, found, at, groups, stay):
     for nm,idxs in at.items(): _shrink(found[nm], idxs)
+    _tell_others(net, groups._told_by(np.append(stay, True)))
     _resize(net, groups.sizes, stay)
     _tell(net, at)
     _headwise(net, [nm for nm in groups.headwise if any(t.startswith(f'{nm}.'.lstrip('.')) for t in at)])
@@ -651,7 +657,8 @@ def save(
     sizes = {nm:found for nm,found in _attributes(model).items() if found}
     swapped = [nm for nm,m in model.named_modules() if type(m) in HEADWISE.values()]
     origin = None if groups is None else groups.origin()
-    header = dict(sizes=sizes, headwise=swapped, passing=_passing(model), origin=origin)
+    told = {nm:{a:size_of(m, a) for a in vars(m)[_TOLD]} for nm,m in model.named_modules() if _TOLD in vars(m)}
+    header = dict(sizes=sizes, headwise=swapped, passing=_passing(model), origin=origin, told=told)
     return write_tensors(path, _owned(model), {'format':FORMAT, 'early_prune':json.dumps(header)})
 
 def _owned(model):
@@ -710,6 +717,12 @@ def _whole(module, attr): # 0 if it has no such number
     n = n[0] if isinstance(n, tuple) and len(n)==1 else n
     return n if type(n) is int else 0
 
+def _check_told(model, told, path):
+    known = _tellers(model) if told else {}
+    for nm,found in told.items():
+        if not all(type(v) is int and 0<v<=known.get(nm, {}).get(a, 0) for a,v in found.items()):
+            raise ValueError(f'{path}: unknown numbers for {nm!r:.60}')
+
 def _check_sizes(model, sizes, tensors, path):
     known,modules = _attributes(model),dict(model.named_modules())
     for nm,found in sizes.items():
@@ -735,6 +748,7 @@ def _check(model, header, tensors, missing, path):
         if not _fits(t, own[nm]):
             raise ValueError(f'{path}: {nm} has shape {tuple(t.shape)}, {name} has {tuple(own[nm].shape)}')
     _check_sizes(model, header['sizes'], tensors, path)
+    _check_told(model, header.get('told', {}), path)
     known = {*HEADWISE, *HEADWISE.values()}
     if not all(nm in modules and type(modules[nm]) in known for nm in header['headwise']):
         raise ValueError(f'{path}: {name} has other attention layers')
@@ -757,6 +771,7 @@ def _fill(model, header, tensors, path):
         raise ValueError(f'{path} has a header that cannot be read: {e!r}') from e
     own,modules = _owned(model),dict(model.named_modules())
     for nm,t in tensors.items(): _replace(own[nm], t.to(own[nm]))
+    _tell_others(model, [(nm, a, n) for nm,found in header.get('told', {}).items() for a,n in found.items()])
     for nm,found in header['sizes'].items():
         for attr,v in found.items():
             if attr not in ATTRIBUTES or vars(modules[nm]).get(attr) is not None: _set_and_mark(modules[nm], attr, v)

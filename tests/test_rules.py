@@ -6,6 +6,7 @@ import json
 import pkgutil
 import re
 import subprocess
+import symtable
 import sys
 from pathlib import Path
 from types import FunctionType
@@ -118,6 +119,41 @@ def test_stored_outputs_are_clean():
                 text = json.dumps(out)
                 assert out['output_type']!='error' and out.get('name')!='stderr', nb.name
                 assert not re.search(r'/(home|tmp|root|Users)/|FutureWarning| at 0x[0-9a-f]{6}', text), nb.name
+
+def _cells(nb): # `(whether it is exported, code)`
+    for cell in json.loads(nb.read_text())['cells']:
+        code = ''.join(cell['source'])
+        if cell['cell_type']=='code' and code[:1] not in '!%': yield bool(re.match(r'#\|\s*export', code)), code
+
+def _imported(code):
+    found = [o for o in ast.parse(code).body if isinstance(o, (ast.Import, ast.ImportFrom))]
+    return {a.asname or a.name:(getattr(o, 'module', None), a.name) for o in found for a in o.names}
+
+def _bound(code): return {o.get_name() for o in symtable.symtable(code, '', 'exec').get_symbols() if o.is_assigned()
+                          or o.is_imported() or o.is_namespace()}
+
+def _read_by_functions(table):
+    mine = {o.get_name() for o in table.get_symbols() if o.is_global()} if table.get_type()=='function' else set()
+    return mine.union(*map(_read_by_functions, table.get_children()))
+
+def rebound(nb):
+    "Names that functions of a module use and that a lesson on its page gives another meaning: they run on the page only."
+    exported = '\n'.join(code for mine,code in _cells(nb) if mine)
+    used = _bound(exported) & _read_by_functions(symtable.symtable(exported, '', 'exec'))
+    known,found = _imported(exported),set()
+    for mine,code in _cells(nb):
+        if not mine: found |= {nm for nm in _bound(code) & used if nm not in known or known[nm]!=_imported(code).get(nm)}
+    return found
+
+def test_lessons_leave_the_names_of_the_module_alone(tmp_path):
+    "A page that imports `copy` where the module has `copy` from `copy` makes the functions of the module fail there."
+    assert {nb.name:found for nb in sorted(NBS.glob('[0-9]*.ipynb')) if (found := rebound(nb))}=={}
+    cells = '#| export\nfrom copy import copy\ndef f(x): return copy(x)', 'from copy import copy', 'y = [copy for copy in x]'
+    page = tmp_path/'page.ipynb'
+    for more,expected in ('', set()), ('import copy', {'copy'}), ('f = copy = 1', {'copy'}):
+        source = [dict(cell_type='code', source=o) for o in (*cells, *filter(None, [more]))]
+        page.write_text(json.dumps(dict(cells=source)))
+        assert rebound(page)==expected
 
 QUIET = re.compile(r'test_\w+|assert_\w+|use|cleanup|print')
 

@@ -302,7 +302,7 @@ def test_the_file_holds_no_code(tmp_path):
     _,small,path = saved(tmp_path)
     head = path.read_bytes()
     header = json.loads(json.loads(head[8:8+int.from_bytes(head[:8], 'little')])['__metadata__']['early_prune'])
-    assert set(header)=={'sizes', 'headwise', 'passing', 'origin'} and {nm:tuple(o) for nm,o in header['origin'].items()}==small.origin()
+    assert set(header)=={'sizes', 'headwise', 'passing', 'origin', 'told'} and {nm:tuple(o) for nm,o in header['origin'].items()}==small.origin()
 
 def test_a_model_is_saved_from_a_wrapper(tmp_path):
     net = build().eval()
