@@ -34,6 +34,7 @@ from early_prune.ranking import *
 from early_prune.packing import *
 from early_prune.surgery import *
 from early_prune.triggers import *
+from early_prune.engine import *
 from early_prune.callbacks import *
 from early_prune.recipes import *
 from early_prune.checkpoint import *

@@ -14,11 +14,12 @@ import pandas as pd
 from fastai.callback.core import Callback
 from fastai.learner import Learner
 
-from .callbacks import EarlyPruneCallback, SparsifyCallback, gradual
+from .callbacks import EarlyPruneCallback, SparsifyCallback
 from .core import check_sparsity, look_up
 from .criteria import AtInit, gradient, grasp, magnitude, random_scores, rms_magnitude, snip, synflow
 from .dependency import plain
 from .distributions import erk, global_, uniform
+from .engine import gradual
 from .masks import Masks
 from .ranking import Neurons, bn_scale, taylor_bn
 from .regrowth import Momentum, Regrowth

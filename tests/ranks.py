@@ -11,7 +11,7 @@ import torch.distributed as dist  # noqa: E402
 from fastai.basics import Callback, CancelValidException, Learner, accuracy, set_seed  # noqa: E402
 from fastai.callback.schedule import ParamScheduler  # noqa: E402, F401
 
-import early_prune.callbacks as callbacks  # noqa: E402
+import early_prune.engine as engine  # noqa: E402
 from early_prune.callbacks import EarlyPruneCallback, SparsifyCallback, distributed  # noqa: E402
 from early_prune.checkpoint import CheckpointCallback  # noqa: E402
 from early_prune.core import cost, sparsity_of  # noqa: E402
@@ -104,10 +104,10 @@ class Flip(Callback):
 
 def other_plan():
     "The settings are the same, and what was made of them is not."
-    whole = callbacks.plan
-    callbacks.plan = lambda *args, **kwargs: whole(*args, **kwargs)[dist.get_rank():]
+    whole = engine.plan
+    engine.plan = lambda *args, **kwargs: whole(*args, **kwargs)[dist.get_rank():]
     try: fit(SparsifyCallback(.8))
-    finally: callbacks.plan = whole
+    finally: engine.plan = whole
 
 class Nan(Callback):
     order,run_valid = 0,False
@@ -145,14 +145,14 @@ def narrower(i):
     def other(model, groups, keep, *args):
         first = next(iter(keep))
         return whole(model, groups, keep | ({first:keep[first][:-1]} if dist.get_rank()==i else {}), *args)
-    whole,callbacks.cut = callbacks.cut,other
+    whole,engine.cut = engine.cut,other
     try: run(small(), EarlyPruneCallback(Neurons(.5), trigger=AtEpoch(0), steps=1))
-    finally: callbacks.cut = whole
+    finally: engine.cut = whole
 
 def cut_before(yes):
     learn = small()
     groups = trace(learn.model, torch.zeros(2, 1, 8, 8))
-    if yes: callbacks.cut(learn.model, groups, {next(iter(groups)).name:[0, 1, 2]})
+    if yes: engine.cut(learn.model, groups, {next(iter(groups)).name:[0, 1, 2]})
     return learn
 
 def small(**kwargs): return learner(bs=64//n_ranks(), **(FEW | kwargs))
@@ -222,7 +222,7 @@ def foreign():
             wrapped(torch.randn(8, 1, 8, 8)).square().mean().backward()
             opt.step()
             if step==1:
-                groups = callbacks.cut(net, groups, {g.name:range(g.n//2) for g in groups}, opt)
+                groups = engine.cut(net, groups, {g.name:range(g.n//2) for g in groups}, opt)
                 wrapped = renew(wrapped)
         return weights(net)
     plainly,inside = lambda net: net,lambda net: torch.nn.Sequential(torch.nn.Identity(), net)

@@ -233,7 +233,7 @@ def test_sparsify_steps(nm):
 
 @pytest.mark.parametrize('kwargs', [dict(), dict(criterion=taylor_bn), dict(physical=False), dict(regrowth=recipes.Regrowth(drop_fraction=.1), every=2)])
 def test_early_prune_steps(kwargs, monkeypatch):
-    monkeypatch.setattr('early_prune.callbacks.trace', traced)
+    monkeypatch.setattr('early_prune.engine.trace', traced)
     found = []
     for cuda in (True, False):
         with pretended_cuda() as waits:

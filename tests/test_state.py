@@ -15,7 +15,7 @@ from early_prune.triggers import AtEpoch, Never
 
 # Arguments, what a fit makes anew from them, and what only a first batch needs
 SAME = {'learn', 'run', 'columns', 'previous', 'kwargs', 'schedule', 'criterion', 'distribution', 'every', 'start', 'regrowth', 'real', 'proof', 'end',
-        'losses', 'trigger', 'steps', 'burst', 'physical', 'limits', 'asleep', 'inputs', 'readers', 'bytes_before', 'within', 'started', 'score', 'grow', 'near'}
+        'losses', 'trigger', 'steps', 'burst', 'physical', 'limits', 'inputs', 'readers', 'bytes_before', 'within', 'started', 'score', 'grow', 'near', 'fits'}
 STORED = {'within':'floors', 'started':'elapsed', 'criterion':'score', 'score':'score', 'grow':'grow'}
 
 def trained(cb, net=small_cnn):
