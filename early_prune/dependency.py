@@ -1921,15 +1921,119 @@ class _Home(TorchFunctionMode):
         if func in _WHERE and args[0].is_meta: return _WHERE[func](self.home)
         if func is Tensor.new_tensor and args[0].is_meta:
             return torch.tensor(*args[1:], **{'dtype':args[0].dtype, 'device':self.home} | (kwargs or {}))
-        if func in _RECURRENT and args[0].is_meta: # it asks where its first state is
-            with _disable_current_modes(): args = _each_tensor(_on_meta, args)
         return func(*args, **(kwargs or {}))
 
 _WHERE = {Tensor.device.__get__:lambda home: home, Tensor.is_meta.__get__:lambda home: False,
           Tensor.is_cpu.__get__:lambda home: home.type=='cpu', Tensor.is_cuda.__get__:lambda home: home.type=='cuda'}
 
-_RECURRENT = {torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu, torch.lstm_cell, torch.gru_cell,
-              torch.rnn_tanh_cell, torch.rnn_relu_cell}
+_GATES = {torch.lstm:4, torch.gru:3, torch.rnn_tanh:1, torch.rnn_relu:1, torch.lstm_cell:4, torch.gru_cell:3,
+          torch.rnn_tanh_cell:1, torch.rnn_relu_cell:1} # blocks of rows, one for each gate
+_CELLS = {torch.lstm_cell, torch.gru_cell, torch.rnn_tanh_cell, torch.rnn_relu_cell}
+
+class _Recurrent(NamedTuple): # one call of a recurrent function
+    x:Tensor
+    sizes:tuple    # of the batch at each step, `(tensor,)`, if the sequences are packed
+    states:tuple
+    weights:list   # of each layer and direction: of inputs, of states, biases if any, and of a projection
+    rest:tuple     # numbers and switches
+
+    @classmethod
+    def of(cls, func, args):
+        if func in _CELLS: x,state,*weights = args; return cls(x, (), _listed(state), [weights], ())
+        at = 2 if isinstance(args[3], (list, tuple)) else 1
+        state,flat,(_,layers,_,_,both,*_) = _listed(args[at]),list(args[at+1]),args[at+2:]
+        n = len(flat)//layers//(1+both)
+        return cls(args[0], args[1:at], state, [flat[i:i+n] for i in range(0, len(flat), n)], args[at+2:])
+
+    def args(self, func):
+        state = tuple(self.states) if func in (torch.lstm, torch.lstm_cell) else self.states[0]
+        flat = [t for layer in self.weights for t in layer]
+        return (self.x, state, *flat) if func in _CELLS else (self.x, *self.sizes, state, flat, *self.rest)
+
+def _listed(state): return tuple(state) if isinstance(state, (list, tuple)) else (state,)
+
+@patch
+def begin(self:Dyes, func, call):
+    "Give a first state of zeros the colours of its units: a unit is the same in all gates, layers and directions."
+    inputs = self.line(call.weights[0][0], 1, only=False)
+    units = self.line(call.weights[0][0], 0, only=False).reshape(_GATES[func], -1)[0]
+    outs = self.line(call.weights[0][1], 1, only=False)
+    for w,v,*_ in call.weights:
+        self.tie(self.line(w, 0, only=False).reshape(_GATES[func], -1), units)
+        self.tie(self.line(v, 1, only=False), outs)
+    for attr,colours in [('input_size', inputs), ('hidden_size', units), ('proj_size', outs)]: self.count(colours, attr)
+    if len(call.weights[0])%2: # PyTorch takes a state as wide as its projection for one without
+        self.fix('an LSTM knows its projection by its width', units, outs)
+    else: self.tie(units, outs)
+    return call._replace(states=tuple(self.first_state(t, o) for t,o in zip(call.states, (outs, units))))
+
+@patch
+def first_state(self:Dyes, t, colours):
+    "The first state with colours, if it is zeros."
+    if self.of(t): return t
+    if t.is_meta or t.any():
+        self.fix('its first state has numbers from outside', colours)
+        return t
+    new = t.clone() # others may keep what was handed in
+    self.pour(new, [_laid(colours, t.ndim-1, t.ndim)])
+    new.silent = True
+    return new
+
+@contextmanager
+def _unfused(): # the contexts of `torch.backends` set the precision of products as well
+    was = torch._C._get_mkldnn_enabled(),torch._C._get_cudnn_enabled()
+    torch._C._set_mkldnn_enabled(False)
+    torch._C._set_cudnn_enabled(False)
+    try: yield
+    finally:
+        torch._C._set_mkldnn_enabled(was[0])
+        torch._C._set_cudnn_enabled(was[1])
+
+def _pack(x, lengths, batch_first): # as PyTorch does, in operators that have rules
+    if batch_first: x = x.transpose(0, 1)
+    sizes = torch.tensor([int((lengths>t).sum()) for t in range(int(lengths[0]))])
+    at = torch.cat([t*x.shape[1]+torch.arange(n) for t,n in enumerate(sizes.tolist())])
+    return x.flatten(0, 1).index_select(0, at.to(x.device)),sizes
+
+def _pad(data, sizes, batch_first, padding_value, total_length):
+    n,steps = int(sizes[0]),max(len(sizes), total_length)
+    at,start = torch.full((steps, n), len(data)),0
+    for row,m in zip(at, sizes.tolist()):
+        row[:m] = torch.arange(start, start+m)
+        start += m
+    padded = F.pad(data, (0, 0)*(data.ndim-1)+(0, 1), value=padding_value)
+    out = padded.index_select(0, at.flatten().to(data.device)).view(steps, n, *data.shape[1:])
+    return out.transpose(0, 1) if batch_first else out,(at<len(data)).sum(0)
+
+_PACKING = {torch._pack_padded_sequence:_pack, torch._pad_packed_sequence:_pad}
+
+class _States(TorchFunctionMode):
+    "Let recurrent layers begin with states that have colours, and look at two steps of many that are alike."
+    def __init__(self, dyes):
+        super().__init__()
+        self.dyes = dyes
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func in _PACKING: return _PACKING[func](*args, **(kwargs or {}))
+        if func not in _GATES: return func(*args, **(kwargs or {}))
+        with _disable_current_modes(), torch._C.DisableTorchFunction():
+            call = _Recurrent.of(func, args)
+            if self.dyes.follows: call = self.dyes.begin(func, call)
+            if any(t.is_meta for t in (call.x, *call.states, *call.weights[0])): # it asks where its first state is
+                x,states,weights = _each_tensor(_on_meta, (call.x, call.states, call.weights))
+                call = call._replace(x=x, states=states, weights=weights)
+        few = not self.dyes.real and call.rest and not call.sizes
+        with _unfused():
+            return self.shortened(func, call) if few else func(*call.args(func))
+
+    def shortened(self, func, call):
+        "Run the first two steps, and repeat what the second returns."
+        time = int(call.rest[-1])
+        n = call.x.shape[time]
+        out,*states = func(*call._replace(x=call.x.narrow(time, 0, min(n, 2))).args(func))
+        if n<=2: return out,*states
+        size = [n if i==time else -1 for i in range(out.ndim)]
+        return out.narrow(time, 1, 1).expand(size).contiguous(),*states
 
 @contextmanager
 def _paths(model, dyes):
@@ -1973,7 +2077,8 @@ def _flow(model, inputs, tensors, colours, dyes, calls=None, trains=False, conte
         with ExitStack() as stack:
             for o in ready: stack.enter_context(o)
             if trains: model.train()
-            for o in (_paths(model, dyes), dyes, *([] if dyes.real else [_Home(dyes.home)])): stack.enter_context(o)
+            modes = [_States(dyes)] if dyes.real else [_Home(dyes.home), _States(dyes)]
+            for o in (_paths(model, dyes), dyes, *modes): stack.enter_context(o)
             if calls is not None: stack.enter_context(calls.watched())
             call_with(model, tensors, *inputs[0], **inputs[1])
     finally:

@@ -101,7 +101,7 @@ ATTRIBUTES = (
     'in_channels', 'out_channels', 'groups', 'in_features', 'out_features',
     'num_features', 'normalized_shape', 'num_channels', 'num_groups',
     'num_parameters', 'embedding_dim', 'embed_dim', 'kdim', 'vdim',
-    'nx', 'nf', 'split_size', *HEADS, *WIDTHS, *INNER)
+    'nx', 'nf', 'split_size', 'input_size', 'hidden_size', *HEADS, *WIDTHS, *INNER)
 _TOLD = '_sizes_told'      # numbers that only others read
 _MARK = '_sizes_by_trial' # names that no list has, and that a file must hold
 
@@ -117,6 +117,10 @@ def _tell(net, at): # code may use the weight of a layer and never call it
     modules = dict(net.named_modules())
     for path,_,leaf in (nm.rpartition('.') for nm in at):
         if leaf=='weight' and isinstance(m := modules[path], nn.Linear): m.out_features,m.in_features = m.weight.shape
+
+def _flatten(net, at): # cuDNN wants the weights of a recurrent layer in one piece of memory
+    for path in dict.fromkeys(nm.rpartition('.')[0] for nm in at):
+        if isinstance(m := net.get_submodule(path), nn.RNNBase): m.flatten_parameters()
 
 def _wrappers(given, tensors):
     "All `DistributedDataParallel` around the tensors; a loop of others seldom hands over its own."
@@ -162,6 +166,7 @@ def _cut_net(net, found, at, groups, stay):
     _tell_others(net, groups._told_by(np.append(stay, True)))
     _resize(net, groups.sizes, stay)
     _tell(net, at)
+    _flatten(net, at)
     _headwise(net, [nm for nm in groups.headwise if any(t.startswith(f'{nm}.'.lstrip('.')) for t in at)])
 
 def _cut_table(o, found, at):
