@@ -33,6 +33,7 @@ from early_prune.dependency import *
 from early_prune.ranking import *
 from early_prune.packing import *
 from early_prune.surgery import *
+from early_prune.products import *
 from early_prune.triggers import *
 from early_prune.engine import *
 from early_prune.callbacks import *
