@@ -250,7 +250,7 @@ def test_a_score_sums_over_all_gates(kind):
     assert mine.argmin()==2 and mine.argmax()==4
 
 def test_masks_see_every_matrix():
-    masks = Masks(Text(nn.LSTM, num_layers=2, bidirectional=True, proj_size=4))
+    masks = Masks(Text(nn.LSTM, num_layers=2, bidirectional=True, proj_size=4)) # cells: see `test_matrices`
     for kind in ('weight_ih', 'weight_hh', 'weight_hr'):
         assert {f'rnn.{kind}_l{i}{d}' for i in range(2) for d in ('', '_reverse')}<=set(masks.params)
 
@@ -297,3 +297,27 @@ def test_an_input_of_zeros_is_left_as_it_was():
     h = torch.zeros(1, 7, 6)
     trace(Given(nn.GRU), X, h)
     assert not vars(h)
+
+def test_awd_lstm_is_left_alone():
+    "Its dropout masks and the state that it keeps have sizes of their own; it is as it was, and says why."
+    from fastai.text.models.awdlstm import AWD_LSTM
+    from fastai.text.models.core import LinearDecoder, SequentialRNN
+    body = AWD_LSTM(20, 12, 16, 2)
+    net = SequentialRNN(body, LinearDecoder(20, 12, .1, tie_encoder=body.encoder))
+    words,held = torch.randint(0, 20, (4, 9)),body.hidden
+    groups = trace(net, words)
+    assert not len(groups) and any('input_dp' in why for why in groups.why_fixed().index)
+    assert body.hidden is held and held[0][0].shape==(1, 1, 16)
+    assert {'0.rnns.0.module.weight_ih_l0', '0.rnns.0.weight_hh_l0_raw'}<=set(Masks(net).params)
+
+@pytest.mark.parametrize('value', [0., 1.])
+def test_a_state_in_a_buffer_is_cut(value):
+    "It has slices like any tensor; its readers are silent with the unit, whatever it holds."
+    class Held(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn,self.head = nn.GRU(3, 6),nn.Linear(6, 2)
+            self.register_buffer('start', torch.full((1, 1, 6), value))
+        def forward(self, x): return self.head(self.rnn(x, self.start.expand(-1, x.shape[1], -1).contiguous())[0])
+    _,_,small = law(Held(), X)
+    assert small.start.shape==(1, 1, 3)
