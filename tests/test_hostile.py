@@ -124,8 +124,8 @@ def watched(read, path):
     assert spent<1 and grown<2*size+NOISE, (spent, grown, size, path.read_bytes()[:400])
     return found[0],spent,grown
 
-def many(tmp_path, name, n, seed=0):
-    make,read = READERS[name]
+def many(tmp_path, name, n, seed=0, readers=READERS):
+    make,read = readers[name]
     path,chance = make(tmp_path/f'{name}.safetensors'),random.Random(seed)
     good = path.read_bytes()
     read(path)
