@@ -22,7 +22,7 @@ setup(
                  'Topic :: Scientific/Engineering :: Artificial Intelligence'],
     packages=find_packages(include=['early_prune', 'early_prune.*']), include_package_data=True,
     python_requires=f'>={cfg["min_python"]}', install_requires=cfg['requirements'].split(),
-    extras_require={'dev':extra('dev'), 'peers':extra('peers'), 'cluster':extra('cluster'),
+    extras_require={'dev':extra('dev'), 'peers':extra('peers'), 'cluster':extra('cluster'), 'loops':extra('loops'),
                     'ship':extra('ship')},
     entry_points={'console_scripts':cfg['console_scripts'].split(), 'nbdev':['early_prune=early_prune._modidx:d']},
     zip_safe=False)

@@ -18,9 +18,9 @@ def page_of(path):
     return str(p.with_name(re.sub(r'^\d+[a-zA-Z0-9]*_', '', p.stem.lower())))
 
 def number_of(path):
-    "Chapter number of a notebook: `03_criteria.ipynb` -> 3, or `None`."
-    m = re.match(r'(\d+)[a-zA-Z0-9]*_', PurePosixPath(path).name)
-    return int(m[1]) if m else None
+    "Chapter number of a notebook: `03b_optimizers.ipynb` -> `3b`, or `None`."
+    m = re.match(r'0*(\d+[a-z]?)[a-zA-Z0-9]*_', PurePosixPath(path).name)
+    return m[1] if m else None
 
 def notebooks_in(folder):
     "Notebooks below a folder, sorted, without those that a dot or an underscore hides."

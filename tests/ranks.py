@@ -10,6 +10,7 @@ import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 from fastai.basics import Callback, CancelValidException, Learner, accuracy, set_seed  # noqa: E402
 from fastai.callback.schedule import ParamScheduler  # noqa: E402, F401
+from torch.nn.parallel import DistributedDataParallel  # noqa: E402
 
 import early_prune.engine as engine  # noqa: E402
 from early_prune.callbacks import EarlyPruneCallback, SparsifyCallback, distributed  # noqa: E402
@@ -101,6 +102,31 @@ class Flip(Callback):
     def __init__(self, rank=1, at=9): self.rank,self.at = rank,at
     def after_batch(self):
         if self.train_iter==self.at and dist.get_rank()==self.rank: self.sparsify.masks.masks[self.sparsify.names[0]].view(-1)[0] ^= True
+
+def plain_loop():
+    "Masks and a cut in a loop without fastai: each process has its part of every batch."
+    found,rank = {},dist.get_rank()
+    for nm,make in dict(granet=lambda: recipe('granet', .8), cut=lambda: recipe('at_epoch', ratio=.5, trigger=AtEpoch(0)),
+                        gradient=lambda: EarlyPruneCallback(Neurons(.4), taylor_bn, AtEpoch(1), steps=2)).items():
+        torch.manual_seed(0)
+        net = DistributedDataParallel(small_cnn())
+        opt = torch.optim.AdamW(net.parameters(), lr=1e-2)
+        torch.manual_seed(rank)
+        x,y = torch.randn(4, 32, 1, 8, 8),torch.randint(0, 10, (4, 32))
+        training,seen = engine.Training(net, opt, make(), x[0], 3, 4),[]
+        for _ in range(3):
+            training.begin_epoch()
+            for i in range(4):
+                torch.nn.functional.cross_entropy(net(x[i]), y[i]).backward()
+                training.before_step()
+                opt.step()
+                training.after_step()
+                opt.zero_grad()
+            training.end_epoch()
+            seen.append([sum(p.numel() for p in net.parameters()), [float(p.detach().double().sum()) for p in net.parameters()],
+                         [o.fingerprint() for o in training.masks()]])
+        found[nm] = seen
+    return found
 
 def other_plan():
     "The settings are the same, and what was made of them is not."

@@ -13,6 +13,7 @@ from torch import nn
 
 from early_prune.criteria import magnitude, random_scores
 from early_prune.masks import Masks, agree, averaged, digest, from_first, n_ranks
+from early_prune.models import small_cnn
 from early_prune.recipes import NEURON_RECIPES, RECIPES
 from early_prune.surgery import rewrap
 
@@ -36,7 +37,7 @@ def start(folder, n, script, *checks, seconds):
 
 @pytest.fixture(scope='module')
 def two(tmp_path_factory):
-    checks = ('primitives', 'all_recipes', 'around_the_cut', 'mismatches', 'alone', 'data', 'plain_context', 'resumed', 'planted', 'unharmed', 'foreign', 'sharded')
+    checks = ('primitives', 'all_recipes', 'around_the_cut', 'mismatches', 'alone', 'data', 'plain_context', 'plain_loop', 'resumed', 'planted', 'unharmed', 'foreign', 'sharded')
     return torchrun(tmp_path_factory.mktemp('two'), 2, *checks, seconds=300)
 
 def test_one_process_pays_nothing():
@@ -94,6 +95,13 @@ def test_values_are_those_of_all_processes(two):
     assert json.dumps(a)==json.dumps(b)
     a,b = (o['plain_context'] for o in two)
     assert a==b and a['validated']==a['values'][-1][-2:]
+
+@pytest.mark.parametrize('way', ['granet', 'cut', 'gradient'])
+def test_a_plain_loop_holds_the_same_in_both(two, way):
+    "Weights, shapes and masks after every epoch; something was cut or masked."
+    a,b = (o['plain_loop'][way] for o in two)
+    dense = sum(p.numel() for p in small_cnn().parameters())
+    assert a==b and (len(a[-1][2])==1 and a[-1][0]==dense if way=='granet' else a[-1][0]<dense)
 
 @pytest.mark.parametrize('what', ['masks', 'plans'])
 def test_a_difference_stops_both_with_both_values(two, what):
