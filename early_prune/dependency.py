@@ -1420,9 +1420,11 @@ def see(self:Dyes, name, args, out):
     "Note which sizes a module takes and gives, and the colours along them."
     caller,owner = self.path[-1][0] if self.path else None,name.rpartition('.')[0] # whose `forward` need not run
     near = [(at, 'in') for at in {caller, owner, name} if at in self.tellers]
-    for t in _tensors(args) if near else (): self.seen += [(*at, tuple(t.shape), self.of(t)) for at in near]
-    if name in self.beside: near.append((name, 'out'))
-    for t in _tensors(out) if near else (): self.seen += [(*at, tuple(t.shape), self.of(t)) for at in near]
+    if not near and name not in self.beside: return
+    with torch._C.DisableTorchFunction(): # no mode has to look at a question for a shape
+        for t in _tensors(args) if near else (): self.seen += [(*at, tuple(t.shape), self.of(t)) for at in near]
+        if name in self.beside: near.append((name, 'out'))
+        for t in _tensors(out): self.seen += [(*at, tuple(t.shape), self.of(t)) for at in near]
 
 def _constants(model): # what a network was built to multiply with; `None` where it has no value
     held = [v for m in model.modules() for v in vars(m).values() if type(v) is float]
@@ -1431,7 +1433,8 @@ def _constants(model): # what a network was built to multiply with; `None` where
 
 def _scales(n, constants): # a network built for another width would calculate with another constant
     if n<=16: return False
-    return constants is None or any(math.isclose(n**p, o, rel_tol=1e-3) for o in constants for p in (.5, -.5, -1))
+    known = constants()
+    return known is None or any(math.isclose(n**p, o, rel_tol=1e-3) for o in known for p in (.5, -.5, -1))
 
 def _candidates(seen, n, labels, number):
     known = set() # one dye lies on many tensors
@@ -1445,11 +1448,10 @@ def _candidates(seen, n, labels, number):
 
 def _told(model, tellers, beside, seen, sizes, slots, labels, number):
     "Numbers that nothing reads while the network runs, and what each may count."
-    constants = _constants(model)
+    constants = cache(partial(_constants, model)) # few numbers ask
     chosen,by,found = {(nm, attr) for nm,attr,_ in sizes},{},[]
     for o in seen: by.setdefault(o[:2], []).append(o)
     for name,mine in tellers.items():
-        inside = [o for nm,_,o in sizes if nm.startswith(name)]
         still = {n for nm,p in model.get_submodule(name).named_parameters(recurse=False)
                  for d,n in enumerate(p.shape) if (f'{name}.{nm}'.lstrip('.'), d) not in slots}
         for attr,n in mine.items():
@@ -1461,7 +1463,8 @@ def _told(model, tellers, beside, seen, sizes, slots, labels, number):
             doubtful = whole and (len(equal)>1 or _scales(n, constants)) # equal ones mean different things
             near = by.get((place, 'out') if place else (name, 'in'), [])
             some = list(_candidates(near, n, labels, number))
-            if whole and not any((o>=0).any() for o in some): some += [o for o in inside if len(o)==n]
+            if whole and not any((o>=0).any() for o in some):
+                some += [o for nm,_,o in sizes if len(o)==n and nm.startswith(name)]
             if doubtful or not holder and n in still: some.append(np.full(n, -1))
             some = list({np.sort(o).tobytes():o for o in some}.values())
             if any((o>=0).any() for o in some): found.append((name, attr, some, whole))
@@ -2007,15 +2010,16 @@ def _pad(data, sizes, batch_first, padding_value, total_length):
 
 _PACKING = {torch._pack_padded_sequence:_pack, torch._pad_packed_sequence:_pad}
 
-class _States(TorchFunctionMode):
+class _States(_Home): # each mode costs time at every call, so one does both
     "Let recurrent layers begin with states that have colours, and look at two steps of many that are alike."
     def __init__(self, dyes):
-        super().__init__()
+        super().__init__(dyes.home)
         self.dyes = dyes
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func in _PACKING: return _PACKING[func](*args, **(kwargs or {}))
-        if func not in _GATES: return func(*args, **(kwargs or {}))
+        if func in _PACKING:
+            with self: return _PACKING[func](*args, **(kwargs or {})) # it asks where tensors are
+        if func not in _GATES: return super().__torch_function__(func, types, args, kwargs)
         with _disable_current_modes(), torch._C.DisableTorchFunction():
             call = _Recurrent.of(func, args)
             if self.dyes.follows: call = self.dyes.begin(func, call)
@@ -2077,8 +2081,7 @@ def _flow(model, inputs, tensors, colours, dyes, calls=None, trains=False, conte
         with ExitStack() as stack:
             for o in ready: stack.enter_context(o)
             if trains: model.train()
-            modes = [_States(dyes)] if dyes.real else [_Home(dyes.home), _States(dyes)]
-            for o in (_paths(model, dyes), dyes, *modes): stack.enter_context(o)
+            for o in (_paths(model, dyes), dyes, _States(dyes)): stack.enter_context(o)
             if calls is not None: stack.enter_context(calls.watched())
             call_with(model, tensors, *inputs[0], **inputs[1])
     finally:

@@ -72,6 +72,7 @@ FACTS = r"""async () => {
     if (!n.parentElement.closest(hidden) && tex.test(n.data)) raw.push(n.data.trim());
   const maths = [...document.querySelectorAll('.math')];
   const drawn = m => m.querySelector('.katex') && !m.querySelector('.katex-error');
+  for (let i = 0; i < 100 && !maths.every(drawn); i++) await new Promise(r => setTimeout(r, 100)); // on a busy machine
   const src = f => images.filter(f).map(i => i.src);
   return {broken: src(i => !i.naturalWidth), silent: src(i => !i.alt), raw,
           maths: maths.length, undrawn: maths.filter(m => !drawn(m)).map(m => m.textContent)};
