@@ -6,11 +6,19 @@ from types import SimpleNamespace
 import pytest
 import torch
 from constructed import Net
+from fastai.data.core import DataLoaders
+from fastai.data.load import DataLoader
+from fastai.learner import Learner
 from safetensors import safe_open
 from torch import nn
+from torch.utils.data import TensorDataset
 
+from early_prune.callbacks import EarlyPruneCallback
+from early_prune.checkpoint import resume, save_checkpoint
 from early_prune.dependency import Groups, trace
+from early_prune.ranking import Neurons
 from early_prune.surgery import cut, load, save, write_tensors
+from early_prune.triggers import AtEpoch
 
 
 class Stages(nn.Module):
@@ -215,3 +223,19 @@ def test_a_number_whose_name_says_that_it_counts_something_else_stays():
     cut(net, groups, halves(groups))
     assert (net.config.hidden, net.config.inner, net.width)==(4, 10, 4)
     assert (net.config.max_position_embeddings, net.config.vocab_size, net.base_width)==(8, 20, 8)
+
+def test_a_learner_that_goes_on_knows_the_numbers(tmp_path):
+    "A checkpoint holds the numbers of a cut network, and that they were cut."
+    def learner():
+        torch.manual_seed(0)
+        data = TensorDataset(torch.randn(8, 3, 16, 16), torch.randint(0, 5, (8,)))
+        dls = DataLoaders(DataLoader(data, bs=4, num_workers=0), DataLoader(data, bs=4, num_workers=0))
+        return Learner(dls, Stages(), loss_func=nn.CrossEntropyLoss())
+    learn = learner()
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-3, cbs=EarlyPruneCallback(Neurons(.5), trigger=AtEpoch(0), floor=.2, per_group=True))
+    path = save_checkpoint(learn, tmp_path/'learner.safetensors')
+    again = resume(learner(), path)
+    assert learn.model.num_features==learn.model.head.in_features==6
+    assert (again.model.num_features, again.model.feature_info)==(learn.model.num_features, learn.model.feature_info)
+    small = load(Stages, save(again.model, tmp_path/'small.safetensors'))
+    assert (small.num_features, small.feature_info)==(6, learn.model.feature_info)

@@ -96,7 +96,7 @@ def test_the_star_brings_a_short_list():
     assert sorted(re.findall('`(.*?)`', listed))==sorted(besides)
 
 @pytest.mark.parametrize('name', ['early_prune', *(f'early_prune.{m}' for m in ('core', 'criteria', 'optimizers', 'masks', 'schedules', 'distributions', 'regrowth',
-    'dependency', 'ranking', 'packing', 'surgery', 'products', 'triggers'))])
+    'dependency', 'ranking', 'packing', 'surgery', 'products', 'triggers', 'engine'))])
 def test_no_fastai_needed(name):
     "The core can be used in a plain PyTorch loop: importing it does not import fastai."
     code = f'import sys, {name}; sys.exit(any(m.split(".")[0]=="fastai" for m in sys.modules))'
